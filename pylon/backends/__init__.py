@@ -1,0 +1,1 @@
+"""What runs the work: one file per kind of inference server."""

@@ -1,0 +1,1 @@
+"""The buying side of the market."""

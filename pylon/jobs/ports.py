@@ -1,0 +1,335 @@
+"""The small protocols through which jobs reach backends, wallets and relays.
+
+`jobs` declares them, `backends`, `wallets` and `relays` implement them, `daemon` plugs them in. Every call that
+leaves the process may succeed without our knowing: the errors here say which of "it did not happen", "it may
+have happened" and "it was refused" is true, because the caller acts differently on each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from pylon.nostr.event import Event
+
+Clock = Callable[[], float]
+"""Returns unix seconds; passed in wherever logic depends on time."""
+
+# --- backends -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message; `role` is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What a backend is asked to generate. `model` is the backend's own name; None means its default."""
+
+    model: str
+    messages: tuple[Message, ...]
+    max_tokens: int
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class FinishReason(StrEnum):
+    """Why generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of output text, never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last chunk. Token counts come from the backend unless `estimated`."""
+
+    reason: FinishReason
+    prompt_tokens: int
+    output_tokens: int
+    estimated: bool = False
+
+
+Chunk = Delta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model that a backend really lists. `context_tokens` is what one request may use, None when unknown."""
+
+    name: str
+    context_tokens: int | None = None
+
+
+class BackendError(Exception):
+    """A backend could not do the work; the message is one sentence fit for the operator."""
+
+    retryable = False
+
+
+class BackendUnavailable(BackendError):
+    """Not reachable, still loading, or it broke off: another attempt may succeed."""
+
+    retryable = True
+
+
+class BackendRefused(BackendError):
+    """The backend understood and refuses this request for good (prompt too long, bad parameter)."""
+
+
+class ModelMissing(BackendError):
+    """The backend does not have the model; it is never replaced by another."""
+
+
+class BackendHealth(StrEnum):
+    """What the last check said."""
+
+    UNKNOWN = "unknown"
+    READY = "ready"
+    LOADING = "loading"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendState:
+    """One backend's line in `pylon status`."""
+
+    name: str
+    kind: str
+    health: BackendHealth
+    detail: str = ""
+    models: tuple[ModelInfo, ...] = ()
+
+
+class Backend(Protocol):
+    """An inference server. One instance serves many concurrent requests, bounded by the caller's slots."""
+
+    @property
+    def name(self) -> str:
+        """The operator's name for it in the settings."""
+        ...
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Hold the backend's resources (connections, child process) for the life of the daemon."""
+        ...
+
+    def state(self) -> BackendState:
+        """Return what is known without asking."""
+        ...
+
+    async def check(self) -> BackendState:
+        """Ask the server for its health and models; never raises, a fault becomes the state."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        """Yield `Delta`s and one `Finished`. Closing the generator stops the work on the server.
+
+        Raises `BackendUnavailable`, `BackendRefused` or `ModelMissing`.
+        """
+        ...
+
+
+# --- wallets --------------------------------------------------------------------------------------------------
+
+
+class WalletError(Exception):
+    """A wallet call failed; the message is one sentence fit for the operator, without secrets."""
+
+
+class WalletUnavailable(WalletError):
+    """The call was certainly not carried out (no connection, refused before it was sent)."""
+
+
+class WalletAmbiguous(WalletError):
+    """The call may have been carried out (time-out or broken connection after sending): ask before repeating."""
+
+
+class WalletRefused(WalletError):
+    """The wallet understood and said no."""
+
+
+class WalletAbility(StrEnum):
+    """What a wallet can do; what it lacks is done without or refused clearly."""
+
+    PUSH = "push"
+    PAY = "pay"
+    BALANCE = "balance"
+    LIST = "list"
+    DESCRIPTION_HASH = "description_hash"
+    MSAT_PRECISION = "msat_precision"
+
+
+class PaymentState(StrEnum):
+    """What a wallet says of an invoice or a payment."""
+
+    PENDING = "pending"
+    SETTLED = "settled"
+    EXPIRED = "expired"  # closed unpaid, as far as the wallet knows
+    FAILED = "failed"
+    UNKNOWN = "unknown"  # the wallet does not know it (any more)
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceRequest:
+    """What we ask a wallet to make. `own_id` is our idempotency key and is findable later by `find`."""
+
+    own_id: str
+    amount_msats: int
+    expiry_s: int
+    description: str = ""
+    description_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Invoice:
+    """An invoice as the wallet has it. Times are unix seconds."""
+
+    own_id: str
+    payment_hash: str
+    bolt11: str
+    amount_msats: int
+    created_at: int
+    expires_at: int
+    state: PaymentState = PaymentState.PENDING
+    received_msats: int = 0
+    settled_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A settlement, as pushed by the wallet or found by asking."""
+
+    payment_hash: str
+    amount_msats: int
+    settled_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """An outgoing payment as the wallet has it."""
+
+    payment_hash: str
+    state: PaymentState
+    amount_msats: int
+    fee_msats: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WalletState:
+    """The wallet's line in `pylon status`."""
+
+    name: str
+    kind: str
+    ready: bool
+    detail: str = ""
+    network: str = ""
+    abilities: frozenset[WalletAbility] = field(default_factory=frozenset)
+
+
+class Wallet(Protocol):
+    """A Lightning wallet behind its own boundary: keys and custody stay inside it."""
+
+    @property
+    def name(self) -> str:
+        """The kind of wallet, as in the settings."""
+        ...
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Hold the wallet's connections for the life of the daemon; entering does not need the wallet to be up."""
+        ...
+
+    def state(self) -> WalletState:
+        """Return what is known without asking."""
+        ...
+
+    async def check(self) -> WalletState:
+        """Ask the wallet whether it is there; never raises, a fault becomes the state."""
+        ...
+
+    async def create_invoice(self, request: InvoiceRequest) -> Invoice:
+        """Make an invoice. The caller checks amount, network and expiry of what comes back."""
+        ...
+
+    async def find(self, own_id: str) -> tuple[Invoice, ...]:
+        """Return every invoice made under `own_id` (an ambiguous time-out may have left one, or two)."""
+        ...
+
+    async def look_up(self, payment_hash: str) -> Invoice | None:
+        """Return the invoice, or None when the wallet does not know it."""
+        ...
+
+    async def list_invoices(self, since: int) -> tuple[Invoice, ...]:
+        """Return invoices created at or after `since`, newest last."""
+        ...
+
+    async def pay(self, bolt11: str, *, own_id: str, max_fee_msats: int) -> Payment:
+        """Pay an invoice once per `own_id`. Raises `WalletAmbiguous` when it may have been paid."""
+        ...
+
+    async def balance_msats(self) -> int:
+        """Return the spendable balance."""
+        ...
+
+    def settlements(self) -> AsyncGenerator[Received, None]:
+        """Yield settlements as the wallet pushes them; duplicates and old ones are allowed.
+
+        Raises `WalletUnavailable` when the stream breaks; the caller opens it again and looks up what it missed.
+        """
+        ...
+
+
+# --- relays ---------------------------------------------------------------------------------------------------
+
+
+class EventSink(Protocol):
+    """What receives events from relays. Nothing about them was checked but their shape."""
+
+    def offer(self, event: Event, relay_url: str) -> str | None:
+        """Take an event. Returns None when it was taken, else the drop's reason (for that relay's counters).
+
+        Synchronous, cheap and never raises: the reading loop of a relay calls it.
+        """
+        ...
+
+
+class Publisher(Protocol):
+    """What gets events out to relays."""
+
+    def publish_live(self, event: Event, relays: Sequence[str]) -> None:
+        """Send once to whoever is connected; dropped rather than queued without bound. Never raises."""
+        ...
+
+    def deliver(self, event_id: str, event_json: str, relays: Sequence[str], deadline_at: float) -> None:
+        """Send until a relay confirms or `deadline_at` passes; the outcome goes to the `DeliverySink`."""
+        ...
+
+
+class DeliverySink(Protocol):
+    """What hears how durable deliveries ended; each is called at most once per event id and process."""
+
+    def confirmed(self, event_id: str, relay_url: str) -> None:
+        """Hear that a relay answered OK true (or `duplicate:`)."""
+        ...
+
+    def gave_up(self, event_id: str, why: str) -> None:
+        """Hear that no relay confirmed before the deadline, or every relay refused it for good."""
+        ...

@@ -1,0 +1,1 @@
+"""The one guarded way to reach a host that a stranger named."""

@@ -1,0 +1,1 @@
+"""Values and codecs of the Nostr protocol; nothing in here does I/O."""

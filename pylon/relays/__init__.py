@@ -1,0 +1,1 @@
+"""Relays: one connection each, the pool over them, and the outbox publisher."""

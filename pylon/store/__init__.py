@@ -1,0 +1,1 @@
+"""The database: schema, migrations, one writer thread; knows no other part."""

@@ -1,0 +1,133 @@
+"""What the database holds, as frozen values: jobs, invoices, settlements, outbox items.
+
+The states live here because the schema checks them; what they mean and how they change is
+`docs/lifecycle.md` and `pylon/jobs/lifecycle.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class Work(StrEnum):
+    """How far the work of a job is."""
+
+    AWAITING_PAYMENT = "awaiting_payment"  # prepaid: nothing runs until the invoice is settled
+    QUEUED = "queued"  # may run; waits for a slot of its backend and model
+    RUNNING = "running"  # an attempt is committed and on its backend
+    PRODUCED = "produced"  # the result event is signed and stored, no relay has confirmed it
+    DELIVERED = "delivered"  # end: at least one relay confirmed the result
+    FAILED = "failed"  # end: every allowed attempt failed, or the wallet gave no invoice
+    CANCELLED = "cancelled"  # end: by the customer (kind 5) or the operator
+    EXPIRED = "expired"  # end: the deadline passed first
+    UNDELIVERABLE = "undeliverable"  # end: no relay took the result before its deadline
+
+
+class Money(StrEnum):
+    """Where the money of a job is. `held`, `settling`, `refunding`, `refunded` join with later wallets."""
+
+    NONE = "none"  # no invoice is out: a free job, or the invoice is not made yet
+    INVOICED = "invoiced"  # one invoice is published and may be paid
+    SETTLED = "settled"  # end: paid, and the work is under way or done (or the charge stands)
+    CANCELLING = "cancelling"  # the work is gone; the wallet is asked before the invoice is closed
+    VOID = "void"  # end: closed unpaid, after asking the wallet
+    REFUND_DUE = "refund_due"  # paid, and the work is gone: a liability
+
+
+class InvoiceState(StrEnum):
+    """What we know of one invoice."""
+
+    WANTED = "wanted"  # the intent is committed; the wallet may or may not have made it
+    OPEN = "open"  # made, stored, published; the wallet is asked about it until it ends
+    CLOSING = "closing"  # its job no longer wants it; it ends when the wallet has answered
+    DEAD = "dead"  # the wallet was asked: unpaid and past paying
+    PAID = "paid"  # settled; the settlement row has the money
+    UNUSED = "unused"  # never published: the job ended before it was made
+
+
+class OutboxTopic(StrEnum):
+    """What an outbox item asks for."""
+
+    RESULT = "result"  # publish the job's result event; confirms move the job
+    FEEDBACK = "feedback"  # publish a kind 7000 event
+
+
+class OutboxState(StrEnum):
+    """How an outbox item stands."""
+
+    PENDING = "pending"  # no relay has confirmed it
+    SENT = "sent"  # end: at least one relay confirmed it
+    DEAD = "dead"  # end: its deadline passed unconfirmed (the dead letters)
+
+
+ENDED: Final = frozenset({Work.DELIVERED, Work.FAILED, Work.CANCELLED, Work.EXPIRED, Work.UNDELIVERABLE})
+"""Work states that nothing leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One accepted job request. Times are unix seconds, money is msats; `id` is the request's event id."""
+
+    id: str
+    customer: str
+    kind: int
+    backend: str
+    model: str
+    price_msats: int
+    accepted_at: int
+    deadline_at: int
+    request_json: str | None
+    relays: tuple[str, ...] = ()
+    work: Work = Work.QUEUED
+    money: Money = Money.NONE
+    version: int = 0
+    attempts: int = 0
+    partial_sent: bool = False
+    invoices: int = 0
+    result_id: str | None = None
+    reason: str = ""
+    updated_at: int = 0
+    purge_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceRow:
+    """One invoice, from intent to end. `own_id` is our idempotency key with the wallet."""
+
+    own_id: str
+    job_id: str
+    number: int
+    amount_msats: int
+    created_at: int
+    expires_at: int
+    state: InvoiceState = InvoiceState.WANTED
+    tries: int = 0
+    payment_hash: str | None = None
+    bolt11: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """Money received once: `owed_msats = amount_msats - earned_msats` until it is refunded."""
+
+    payment_hash: str
+    job_id: str
+    amount_msats: int
+    earned_msats: int
+    settled_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxItem:
+    """A signed event to publish. `event_json` is None once its plaintext was purged."""
+
+    event_id: str
+    job_id: str
+    topic: OutboxTopic
+    event_json: str | None
+    relays: tuple[str, ...]
+    created_at: int
+    deadline_at: int
+    state: OutboxState = OutboxState.PENDING

@@ -1,0 +1,1 @@
+"""What gets paid: one file per wallet."""
