@@ -1,6 +1,6 @@
 """NIP-90 job requests: kinds 5000 to 5999 from event to value and back, and their cancellation by kind 5.
 
-Feedback and results are in `nip90_replies`, their size limits in `nip90_fit`. `parse_request` takes what a stranger
+Replies are built and read in `nip90_replies`, their size limits in `nip90_fit`. `parse_request` takes what a stranger
 signed: it raises `BadRequest`, which carries what to answer, and nothing else. What a parameter means is not known
 here (`pylon.jobs.textgen` knows it for kind 5050), so that the codec stays thin and replaceable.
 """
@@ -34,7 +34,17 @@ _DIGITS: Final = re.compile(r"[0-9]{1,19}", re.ASCII)
 _RELAY_URL: Final = re.compile(r"wss?://[!#-\[\]-~]+", re.ASCII | re.IGNORECASE)
 
 
-class Refusal(StrEnum):
+class FeedbackStatus(StrEnum):
+    """The status of a job feedback."""
+
+    PAYMENT_REQUIRED = "payment-required"  # pay the invoice in `amount`, and the job goes on
+    PROCESSING = "processing"  # the work has begun
+    PARTIAL = "partial"  # content holds the output so far
+    SUCCESS = "success"  # the result is published
+    ERROR = "error"  # there will be no result; the text says why
+
+
+class ErrorPrefix(StrEnum):
     """The machine-readable prefix of an `error` feedback: why a request or a job ends without result."""
 
     # the request itself
@@ -70,20 +80,20 @@ class Refusal(StrEnum):
 class Denial:
     """A refusal and its sentence, fit to be shown: untrusted text in it is already printable."""
 
-    reason: Refusal
+    prefix: ErrorPrefix
     sentence: str
 
     @property
     def info(self) -> str:
         """The text of an `error` feedback: `prefix: sentence`."""
-        return f"{self.reason.value}: {self.sentence}"
+        return f"{self.prefix.value}: {self.sentence}"
 
 
 class BadRequest(ValueError):
     """A job request that is not taken; `denial` is what its customer may be told."""
 
-    def __init__(self, reason: Refusal, sentence: str) -> None:
-        self.denial = Denial(reason, sentence)
+    def __init__(self, prefix: ErrorPrefix, sentence: str) -> None:
+        self.denial = Denial(prefix, sentence)
         super().__init__(self.denial.info)
 
 
@@ -164,7 +174,7 @@ def normal_name(name: str) -> str:
 def parse_request(event: Event) -> JobRequest:
     """Return the job request that `event` holds. Raises `BadRequest` and nothing else, whatever the event."""
     if event.kind not in REQUEST_KINDS:
-        raise BadRequest(Refusal.UNSUPPORTED_KIND, f"kind {event.kind} is not a job request")
+        raise BadRequest(ErrorPrefix.UNSUPPORTED_KIND, f"kind {event.kind} is not a job request")
     found: dict[str, list[tuple[str, ...]]] = {}
     for tag in event.tags:
         if tag and tag[0] in _KNOWN_TAGS:
@@ -273,36 +283,36 @@ def _single(found: dict[str, list[tuple[str, ...]]], name: str) -> str | None:
     if tags is None:
         return None
     if len(tags) > 1:
-        raise BadRequest(Refusal.INVALID, f"more than one {name} tag")
+        raise BadRequest(ErrorPrefix.INVALID, f"more than one {name} tag")
     return tags[0][1] if len(tags[0]) > 1 else ""
 
 
 def _parse_inputs(tags: Sequence[tuple[str, ...]]) -> tuple[JobInput, ...]:
     if len(tags) > MAX_INPUTS:
-        raise BadRequest(Refusal.TOO_LARGE, f"{len(tags)} inputs: at most {MAX_INPUTS} are taken")
+        raise BadRequest(ErrorPrefix.TOO_LARGE, f"{len(tags)} inputs: at most {MAX_INPUTS} are taken")
     return tuple(map(_parse_input, tags))
 
 
 def _parse_input(tag: tuple[str, ...]) -> JobInput:
     if len(tag) < 2:
-        raise BadRequest(Refusal.INVALID, "an i tag without data")
+        raise BadRequest(ErrorPrefix.INVALID, "an i tag without data")
     written = tag[2] if len(tag) > 2 else ""
     # Clients in the wild leave the type out, or empty, when the input is text.
     kind = _INPUT_TYPES.get(written.strip().lower() or InputType.TEXT)
     if kind is None:
         sentence = f"input type '{printable(written, limit=_SHOWN)}' is not text, url, event or job"
-        raise BadRequest(Refusal.UNSUPPORTED_INPUT, sentence)
+        raise BadRequest(ErrorPrefix.UNSUPPORTED_INPUT, sentence)
     return JobInput(tag[1], kind, tag[3] if len(tag) > 3 else "", tag[4] if len(tag) > 4 else "")
 
 
 def _parse_params(tags: Sequence[tuple[str, ...]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     if len(tags) > MAX_PARAMS:
-        raise BadRequest(Refusal.TOO_LARGE, f"{len(tags)} param tags: at most {MAX_PARAMS} are taken")
+        raise BadRequest(ErrorPrefix.TOO_LARGE, f"{len(tags)} param tags: at most {MAX_PARAMS} are taken")
     params = []
     for tag in tags:
         name = normal_name(tag[1]) if len(tag) > 1 else ""
         if not name:
-            raise BadRequest(Refusal.INVALID, "a param tag without a name")
+            raise BadRequest(ErrorPrefix.INVALID, "a param tag without a name")
         params.append((name, tag[2:]))
     return tuple(params)
 
@@ -311,12 +321,12 @@ def _parse_bid(text: str) -> int:
     bid_msats = parse_msats(text)
     if bid_msats is None:
         sentence = f"bid '{printable(text, limit=_SHOWN)}' is not an amount: give millisats as a whole number"
-        raise BadRequest(Refusal.INVALID, sentence)
+        raise BadRequest(ErrorPrefix.INVALID, sentence)
     return bid_msats
 
 
 def _parse_expiration(text: str) -> int:
     if _DIGITS.fullmatch(text) is None:
         sentence = f"expiration '{printable(text, limit=_SHOWN)}' is not unix seconds"
-        raise BadRequest(Refusal.INVALID, sentence)
+        raise BadRequest(ErrorPrefix.INVALID, sentence)
     return int(text)

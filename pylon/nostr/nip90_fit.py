@@ -1,7 +1,7 @@
 """How large a result is on the wire, and what it may leave out to fit a relay.
 
 A relay's limit counts the frame `["EVENT",{…}]` as UTF-8, escapes included. In the JSON that we send (orjson) a
-character of content takes its UTF-8 bytes, except that the quote, the backslash and the controls with a short escape
+character of content takes its UTF-8 bytes, except that the quote, the backslash and the controls with a short form
 (backspace, tab, line feed, form feed, carriage return) take 2 and every other C0 control takes 6. Hence one byte of
 content is at most 6 bytes of frame, and the size of a text is the sum of the sizes of its parts.
 

@@ -2,7 +2,7 @@
 
 What we write beyond the NIP, so that clients can rely on it:
 
-- `error`: the status tag's text is `prefix: sentence`, the prefix one of `nip90.Refusal`.
+- `error`: the status tag's text is `prefix: sentence`, the prefix one of `nip90.ErrorPrefix`.
 - `bid-too-low`: an `amount` tag without invoice holds our price.
 - `partial`: content is all output so far, not a piece; `["partial", "<number>", "<attempt>"]` orders them. Numbers
   rise from 1 within an attempt; a later attempt starts over and replaces what came before. The highest
@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Final
 
 import orjson
@@ -26,7 +25,8 @@ from pylon.nostr.nip90 import (
     FEEDBACK_KIND,
     RESULT_KINDS,
     Denial,
-    Refusal,
+    ErrorPrefix,
+    FeedbackStatus,
     input_tags,
     is_relay_url,
     parse_msats,
@@ -47,18 +47,8 @@ class BadReply(ValueError):
     """An event that is not a feedback or result for any request; the message says why."""
 
 
-class FeedbackStatus(StrEnum):
-    """The status of a job feedback."""
-
-    PAYMENT_REQUIRED = "payment-required"  # pay the invoice in `amount`, and the job goes on
-    PROCESSING = "processing"  # the work has begun
-    PARTIAL = "partial"  # content holds the output so far
-    SUCCESS = "success"  # the result is published
-    ERROR = "error"  # there will be no result; the text says why
-
-
 _STATUSES: Final = {member.value: member for member in FeedbackStatus}
-_REFUSALS: Final = {member.value: member for member in Refusal}
+_PREFIXES: Final = {member.value: member for member in ErrorPrefix}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +65,9 @@ class Feedback:
     attempt: int | None = None
 
     @property
-    def refusal(self) -> Refusal | None:
+    def prefix(self) -> ErrorPrefix | None:
         """The prefix of an `error`, when it is one of ours."""
-        return _REFUSALS.get(self.info.partition(":")[0]) if self.status is FeedbackStatus.ERROR else None
+        return _PREFIXES.get(self.info.partition(":")[0]) if self.status is FeedbackStatus.ERROR else None
 
 
 @dataclass(frozen=True, slots=True)
