@@ -1,0 +1,286 @@
+"""Backend `embedded`: llama.cpp's own server as a supervised child process on loopback.
+
+The child (`llama_child.py`) is started, watched, and started again with growing pauses when it ends or no longer
+answers; jobs speak to it through the `openai` backend. It has a port of the kernel's choice and a random API key
+that exists only in the two processes, and it dies with this process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import orjson
+
+from pylon.backends import llama_child
+from pylon.backends.child_log import bound_log, open_log
+from pylon.backends.openai import OpenAIBackend, OpenAIConfig
+from pylon.jobs.ports import BackendHealth, BackendState, BackendUnavailable, Chunk, GenerationRequest
+from pylon.text import printable
+
+ENGINE: Final = "xllamacpp"
+_CHECK_EVERY_S: Final = 5.0
+_HANGS_AFTER_S: Final = 60.0
+_STABLE_AFTER_S: Final = 60.0
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 30.0
+_END_S: Final = 3.0
+_MAX_REPORT_BYTES: Final = 16 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedConfig:
+    """What to serve and how. `context_tokens` is for each of the `slots`; `gpu_layers` -1 means all that fit.
+
+    llama.cpp's log goes to `log_path` (and `log_path` + `.1`), bounded, without prompts. `threads` None leaves the
+    choice to the number of cores.
+    """
+
+    name: str
+    gguf: Path
+    model_name: str
+    log_path: Path
+    context_tokens: int = 4096
+    slots: int = 2
+    threads: int | None = None
+    gpu_layers: int = -1
+    start_timeout_s: float = 300.0
+    first_token_timeout_s: float = 120.0
+    stall_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.context_tokens < 1 or self.slots < 1 or (self.threads is not None and self.threads < 1):
+            raise ValueError("the embedded backend needs context_tokens, slots and threads of at least 1")
+
+
+class EmbeddedBackend:
+    """One model served by a child process; `check` and `generate` say why when it is not up."""
+
+    def __init__(self, config: EmbeddedConfig, *, rng: random.Random | None = None) -> None:
+        self._config = config
+        self._random = rng or random.Random()  # noqa: S311 - spreads restarts, keeps no secret
+        self._server: OpenAIBackend | None = None
+        self._state = BackendState(config.name, "embedded", BackendHealth.UNKNOWN, detail="not started")
+        self._pid: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The operator's name for it in the settings."""
+        return self._config.name
+
+    @property
+    def child_pid(self) -> int | None:
+        """The process id of the child, None while there is none."""
+        return self._pid
+
+    def state(self) -> BackendState:
+        """Return what is known without asking; `detail` says why it is down."""
+        return replace(self._server.state(), kind="embedded") if self._server else self._state
+
+    async def check(self) -> BackendState:
+        """Ask the child for its health and models; never raises."""
+        if self._server:
+            await self._server.check()
+        return self.state()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep the child alive; entering does not wait for the model."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._supervise)
+                try:
+                    yield
+                finally:
+                    tasks.cancel_scope.cancel()
+        finally:
+            self._say(BackendHealth.DOWN, "stopped")
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
+        """Yield the output as it comes; raises `BackendUnavailable` at once while the child is not up."""
+        if self._server is None:
+            raise BackendUnavailable(f"{self.name} is not up: {self._state.detail}")
+        async with aclosing(self._server.generate(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _supervise(self) -> None:
+        """Run one child after another until cancelled, pausing longer after each that did not last."""
+        failures = 0
+        while True:
+            started_at = anyio.current_time()
+            try:
+                await self._run_child()
+            except _ChildFault as fault:
+                self._say(BackendHealth.DOWN, str(fault))
+            if anyio.current_time() - started_at > _STABLE_AFTER_S:
+                failures = 0
+            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures, 16))
+            failures += 1
+            await anyio.sleep(pause_s * self._random.uniform(0.5, 1.0))
+
+    async def _run_child(self) -> None:
+        """Run one child from start to end. Raises `_ChildFault` when it ends; never returns otherwise."""
+        await self._require_parts()
+        self._say(BackendHealth.LOADING, f"loading {self._config.model_name}")
+        api_key = secrets.token_urlsafe(32)
+        process = await self._spawn()
+        self._pid = process.pid
+        try:
+            url = await self._start_serving(process, api_key)
+            server = OpenAIBackend(
+                OpenAIConfig(
+                    name=self.name,
+                    url=url,
+                    api_key=api_key,
+                    first_token_timeout_s=self._config.first_token_timeout_s,
+                    stall_timeout_s=self._config.stall_timeout_s,
+                )
+            )
+            async with server.running():
+                await server.check()
+                self._server = server
+                code = await self._watch(process, server)
+            raise _ChildFault(f"the model server {_ending(code)}; its log is {self._config.log_path}")
+        finally:
+            self._server = self._pid = None
+            with anyio.CancelScope(shield=True):
+                await _end(process)
+
+    async def _require_parts(self) -> None:
+        if importlib.util.find_spec(ENGINE) is None:
+            raise _ChildFault(f"{ENGINE} is not installed: pip install 'pylon-nostr[embedded]'")
+        if not await anyio.Path(self._config.gguf).is_file():
+            raise _ChildFault(f"gguf not found: {self._config.gguf}")
+
+    async def _spawn(self) -> anyio.abc.Process:
+        try:
+            log = open_log(self._config.log_path)
+        except OSError as error:
+            raise _ChildFault(f"the log {self._config.log_path} cannot be written: {error.strerror}") from error
+        with log, anyio.CancelScope(shield=True):  # a cancelled start must not leave a child behind
+            try:
+                process = await anyio.open_process(
+                    [sys.executable, "-P", llama_child.__file__],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=_child_environment(),
+                    start_new_session=True,  # a Ctrl-C is for the daemon, which then ends the child itself
+                )
+            except OSError as error:
+                raise _ChildFault(f"the model server cannot be started: {error.strerror}") from error
+        return process
+
+    async def _start_serving(self, process: anyio.abc.Process, api_key: str) -> str:
+        """Give the child its settings and return its url once the model is loaded."""
+        config = self._config
+        settings = {
+            "parent_pid": os.getpid(),
+            "api_key": api_key,
+            "gguf": str(config.gguf),
+            "model_name": config.model_name,
+            "slots": config.slots,
+            "context_tokens": config.context_tokens,
+            "threads": config.threads or os.cpu_count() or 1,
+            "gpu_layers": config.gpu_layers,
+        }
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            with anyio.fail_after(config.start_timeout_s):
+                await process.stdin.send(orjson.dumps(settings) + b"\n")
+                report = await _read_line(process.stdout)
+        except TimeoutError:
+            raise _ChildFault(f"the model was not loaded within {config.start_timeout_s:g} s") from None
+        except (anyio.EndOfStream, anyio.BrokenResourceError, OSError):
+            code = await process.wait()
+            raise _ChildFault(
+                f"the model server {_ending(code)} while loading; its log is {config.log_path}"
+            ) from None
+        if "url" not in report:
+            raise _ChildFault(
+                f"the model cannot be loaded: {printable(report.get('error'))}; see {config.log_path}"
+            )
+        return str(report["url"])
+
+    async def _watch(self, process: anyio.abc.Process, server: OpenAIBackend) -> int:
+        """Return the exit code of the child, which is killed when it no longer answers."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._check_regularly, process, server)
+            code = await process.wait()
+            tasks.cancel_scope.cancel()
+        return code
+
+    async def _check_regularly(self, process: anyio.abc.Process, server: OpenAIBackend) -> None:
+        answered_at = anyio.current_time()
+        while anyio.current_time() - answered_at < _HANGS_AFTER_S:
+            await anyio.sleep(_CHECK_EVERY_S)
+            await anyio.to_thread.run_sync(bound_log, self._config.log_path)
+            if (await server.check()).health is BackendHealth.READY:
+                answered_at = anyio.current_time()
+        _signal(process, kill=True)
+
+    def _say(self, health: BackendHealth, detail: str) -> None:
+        self._state = replace(self._state, health=health, detail=detail)
+
+
+class _ChildFault(Exception):
+    """Why there is no child, in words for `pylon status`."""
+
+
+def _child_environment() -> dict[str, str]:
+    """Return our environment without what may hold the operator's secrets."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PYLON_") and name != "CREDENTIALS_DIRECTORY"
+    }
+
+
+async def _read_line(stream: anyio.abc.ByteReceiveStream) -> dict[str, object]:
+    line = b""
+    while b"\n" not in line:
+        line += await stream.receive()
+        if len(line) > _MAX_REPORT_BYTES:
+            raise anyio.BrokenResourceError
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        value = None
+    return value if isinstance(value, dict) else {}
+
+
+async def _end(process: anyio.abc.Process) -> None:
+    """Ask the child to end, wait a little, then kill it."""
+    _signal(process)
+    with anyio.move_on_after(_END_S):
+        await process.wait()
+    _signal(process, kill=True)
+    await process.aclose()
+
+
+def _signal(process: anyio.abc.Process, *, kill: bool = False) -> None:
+    try:
+        if kill:
+            process.kill()
+        else:
+            process.terminate()
+    except ProcessLookupError:
+        pass  # it has ended
+
+
+def _ending(code: int) -> str:
+    return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
