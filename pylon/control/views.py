@@ -1,0 +1,304 @@
+"""What the control API answers, as frozen values, and the protocol by which the daemon provides them.
+
+`pylon status` imports this module, so it stays on the standard library: states of other parts travel as their
+plain words. Times are unix seconds, money is msats. Text in here may come from strangers: whoever prints it
+passes it through `pylon.text.printable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar, Final, Protocol
+
+API_VERSION: Final = 1
+"""Goes up when an answer changes so that an older client would misread it; new fields do not raise it."""
+
+MIN_PREFIX: Final = 6
+"""How many hex digits of a job's id name it at least."""
+
+MAX_JOBS: Final = 500
+"""How many jobs one listing holds at most."""
+
+
+class ViewError(Exception):
+    """A question that cannot be answered; the message is one sentence. `code` is its word in the API."""
+
+    code: ClassVar[str] = "refused"
+    http_status: ClassVar[int] = 409
+
+
+class NotFound(ViewError):
+    """Nothing has this id."""
+
+    code = "not-found"
+    http_status = 404
+
+
+class Ambiguous(ViewError):
+    """More than one job's id starts like this."""
+
+    code = "ambiguous"
+
+
+class BadQuery(ViewError):
+    """The question itself is wrong (a limit that is no number, a state that does not exist)."""
+
+    code = "bad-query"
+    http_status = 400
+
+
+class DaemonState(StrEnum):
+    """The daemon in one word."""
+
+    STARTING = "starting"  # not every part has reported yet
+    READY = "ready"  # takes jobs
+    DEGRADED = "degraded"  # runs, but something that it needs does not: see the reasons
+    STOPPING = "stopping"  # takes no more jobs and ends when what runs is safe
+
+
+class EarningsBy(StrEnum):
+    """How earnings are split into rows."""
+
+    TOTAL = "total"
+    DAY = "day"  # UTC days, by the time of settlement
+    MODEL = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class RelayLine:
+    """One relay, counted since the daemon started. `latency_ms` is None until a ping came back."""
+
+    url: str
+    status: str
+    authenticated: bool = False
+    detail: str = ""
+    received: int = 0
+    sent: int = 0
+    accepted: int = 0
+    refused: int = 0
+    dropped: int = 0
+    reconnects: int = 0
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendLine:
+    """One backend: its health, the models it really lists, and how many of its slots are busy."""
+
+    name: str
+    kind: str
+    health: str
+    detail: str = ""
+    models: tuple[str, ...] = ()
+    slots: int = 0
+    busy: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLine:
+    """One model on offer with its price in msats; `available` tells whether a ready backend has it now."""
+
+    name: str
+    backend: str
+    base_msats: int
+    per_1k_input_msats: int
+    per_1k_output_msats: int
+    aliases: tuple[str, ...] = ()
+    available: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WalletLine:
+    """The wallet; `network` is the BOLT11 network of its invoices."""
+
+    kind: str
+    ready: bool
+    detail: str = ""
+    network: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLine:
+    """One (backend, model): jobs waiting, running, and slots promised to open invoices."""
+
+    backend: str
+    model: str
+    queued: int
+    running: int
+    slots: int
+    reserved: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BooksLine:
+    """Settled money: `received = earned + owed` and `owed = in_work + refund_due`, all msats."""
+
+    received_msats: int = 0
+    earned_msats: int = 0
+    owed_msats: int = 0
+    in_work_msats: int = 0
+    refund_due_msats: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeLine:
+    """Job requests accepted since the start; `paused` says why none is taken now, or is empty."""
+
+    accepted: int = 0
+    paused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLine:
+    """The database."""
+
+    healthy: bool
+    detail: str = ""
+    database_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """Everything `pylon status` shows."""
+
+    version: str
+    pid: int
+    npub: str
+    pubkey: str
+    started_at: int
+    uptime_s: int
+    state: DaemonState
+    payment_mode: str
+    store: StoreLine
+    state_reasons: tuple[str, ...] = ()
+    relays: tuple[RelayLine, ...] = ()
+    backends: tuple[BackendLine, ...] = ()
+    models: tuple[ModelLine, ...] = ()
+    wallet: WalletLine | None = None
+    queue: tuple[QueueLine, ...] = ()
+    jobs_by_state: dict[str, int] = field(default_factory=dict)  # "work/money" -> jobs
+    books: BooksLine = field(default_factory=BooksLine)
+    refused: dict[str, int] = field(default_factory=dict)  # reason -> requests, since the start
+    intake: IntakeLine = field(default_factory=IntakeLine)
+    outbox_pending: int = 0
+    dead_letters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobsQuery:
+    """Which jobs to list, newest first; `after` is the id of the last job already seen."""
+
+    work: str | None = None
+    money: str | None = None
+    limit: int = 50
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """One job; `customer` is the npub, `work` and `money` are the states of `docs/lifecycle.md`."""
+
+    id: str
+    customer: str
+    kind: int
+    model: str
+    work: str
+    money: str
+    price_msats: int
+    attempts: int
+    accepted_at: int
+    deadline_at: int
+    reason: str = ""
+    result_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalLine:
+    """One thing that happened to a job."""
+
+    at: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceLine:
+    """One invoice of a job, in order of `number`."""
+
+    number: int
+    state: str
+    amount_msats: int
+    created_at: int
+    expires_at: int
+    payment_hash: str | None = None
+    bolt11: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptLine:
+    """One run of a job; `outcome` is empty while it runs."""
+
+    number: int
+    started_at: int
+    ended_at: int | None = None
+    outcome: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobDetail:
+    """One job with its history. `request_json` (the customer's plaintext) is None unless it was asked for."""
+
+    job: JobView
+    journal: tuple[JournalLine, ...] = ()
+    invoices: tuple[InvoiceLine, ...] = ()
+    attempts: tuple[AttemptLine, ...] = ()
+    request_json: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EarningsRow:
+    """Settled payments of one day or model."""
+
+    label: str
+    payments: int
+    books: BooksLine
+
+
+@dataclass(frozen=True, slots=True)
+class EarningsView:
+    """Settled payments since a time (None: all), in total and split by `by`."""
+
+    by: EarningsBy
+    payments: int
+    total: BooksLine
+    since: int | None = None
+    rows: tuple[EarningsRow, ...] = ()
+
+
+class ControlViews(Protocol):
+    """What the daemon implements for the control API. `ViewError`s become the client's error."""
+
+    def status(self) -> DaemonStatus:
+        """Return the state of every part, without asking any of them anything slow."""
+        ...
+
+    async def jobs(self, query: JobsQuery) -> Sequence[JobView]:
+        """Return at most `query.limit` jobs, newest first."""
+        ...
+
+    async def job(self, id_or_prefix: str, *, show_input: bool = False) -> JobDetail:
+        """Return one job. Raises `NotFound` or `Ambiguous`."""
+        ...
+
+    async def cancel_job(self, id_or_prefix: str) -> JobView:
+        """Cancel as the operator and return what became of it. Raises `NotFound`, `Ambiguous`, `ViewError`."""
+        ...
+
+    async def earnings(self, since: int | None, by: str) -> EarningsView:
+        """Return settled payments since unix seconds, split by an `EarningsBy`."""
+        ...
+
+    def request_stop(self) -> None:
+        """Ask for a graceful stop and return at once."""
+        ...
