@@ -68,7 +68,10 @@ ENDED: Final = frozenset({Work.DELIVERED, Work.FAILED, Work.CANCELLED, Work.EXPI
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One accepted job request. Times are unix seconds, money is msats; `id` is the request's event id."""
+    """One accepted job request. Times are unix seconds, money is msats; `id` is the request's event id.
+
+    The request's own text lives apart (`Tx.request_json`): it is erased long before the row is.
+    """
 
     id: str
     customer: str
@@ -78,7 +81,6 @@ class Job:
     price_msats: int
     accepted_at: int
     deadline_at: int
-    request_json: str | None
     relays: tuple[str, ...] = ()
     work: Work = Work.QUEUED
     money: Money = Money.NONE
@@ -103,7 +105,6 @@ class InvoiceRow:
     created_at: int
     expires_at: int
     state: InvoiceState = InvoiceState.WANTED
-    tries: int = 0
     payment_hash: str | None = None
     bolt11: str | None = None
 
@@ -131,3 +132,61 @@ class OutboxItem:
     created_at: int
     deadline_at: int
     state: OutboxState = OutboxState.PENDING
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of a job on a backend. `outcome` is empty while it runs; token counts are the backend's."""
+
+    job_id: str
+    number: int
+    started_at: float
+    ended_at: float | None = None
+    outcome: str = ""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    estimated: bool = False
+    first_token_ms: int = 0
+    duration_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """One line of the append-only journal; `seq` only ever grows."""
+
+    seq: int
+    at: float
+    topic: str
+    job_id: str
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Money sums over all settlements: `received = earned + in_work + refund_due`, all msats."""
+
+    received_msats: int
+    earned_msats: int
+    in_work_msats: int
+    refund_due_msats: int
+
+    @property
+    def owed_msats(self) -> int:
+        """Money that is not ours (yet): for work under way, or to be given back."""
+        return self.in_work_msats + self.refund_due_msats
+
+    def __add__(self, other: Books) -> Books:
+        return Books(
+            self.received_msats + other.received_msats,
+            self.earned_msats + other.earned_msats,
+            self.in_work_msats + other.in_work_msats,
+            self.refund_due_msats + other.refund_due_msats,
+        )
+
+    def __sub__(self, other: Books) -> Books:
+        return Books(
+            self.received_msats - other.received_msats,
+            self.earned_msats - other.earned_msats,
+            self.in_work_msats - other.in_work_msats,
+            self.refund_due_msats - other.refund_due_msats,
+        )

@@ -1,0 +1,136 @@
+"""The numbered migrations: what each version of the schema adds to the one before.
+
+A migration is frozen once released: a change of schema is a new entry at the end together with the same change
+in `schema.py`. The version is SQLite's `user_version`; each migration runs in a transaction of its own.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from pylon.store.errors import StoreTooNew
+
+_V1 = """
+CREATE TABLE jobs (
+    id TEXT NOT NULL,
+    customer TEXT NOT NULL,
+    kind INTEGER NOT NULL,
+    backend TEXT NOT NULL,
+    model TEXT NOT NULL,
+    price_msats INTEGER NOT NULL,
+    accepted_at INTEGER NOT NULL,
+    deadline_at INTEGER NOT NULL,
+    relays TEXT NOT NULL,
+    work TEXT NOT NULL,
+    money TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    partial_sent INTEGER NOT NULL,
+    invoices INTEGER NOT NULL,
+    result_id TEXT,
+    reason TEXT NOT NULL,
+    updated_at INTEGER NOT NULL,
+    purge_at INTEGER,
+    PRIMARY KEY (id),
+    CHECK (price_msats >= 0)
+);
+CREATE INDEX jobs_accepted ON jobs (accepted_at);
+CREATE INDEX jobs_purge ON jobs (purge_at) WHERE purge_at > 0;
+CREATE INDEX jobs_unfinished ON jobs (work) WHERE purge_at IS NULL;
+CREATE TABLE journal (
+    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    at INTEGER NOT NULL,
+    topic TEXT NOT NULL,
+    job_id TEXT NOT NULL,
+    entry TEXT NOT NULL
+);
+CREATE INDEX journal_job ON journal (job_id);
+CREATE TABLE marks (
+    name TEXT NOT NULL,
+    value INTEGER NOT NULL,
+    PRIMARY KEY (name)
+);
+CREATE TABLE attempts (
+    job_id TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    started_at INTEGER NOT NULL,
+    ended_at INTEGER,
+    outcome TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    estimated INTEGER NOT NULL,
+    first_token_ms INTEGER NOT NULL,
+    duration_ms INTEGER NOT NULL,
+    PRIMARY KEY (job_id, number),
+    FOREIGN KEY(job_id) REFERENCES jobs (id)
+);
+CREATE TABLE invoices (
+    own_id TEXT NOT NULL,
+    job_id TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    amount_msats INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    payment_hash TEXT,
+    bolt11 TEXT,
+    PRIMARY KEY (own_id),
+    UNIQUE (job_id, number),
+    FOREIGN KEY(job_id) REFERENCES jobs (id),
+    UNIQUE (payment_hash)
+);
+CREATE UNIQUE INDEX invoices_one_live ON invoices (job_id) WHERE state = 'open';
+CREATE INDEX invoices_undecided ON invoices (state) WHERE state IN ('wanted', 'open', 'closing');
+CREATE TABLE outbox (
+    event_id TEXT NOT NULL,
+    job_id TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    event_json TEXT,
+    relays TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    deadline_at INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    PRIMARY KEY (event_id),
+    FOREIGN KEY(job_id) REFERENCES jobs (id)
+);
+CREATE INDEX outbox_job ON outbox (job_id);
+CREATE UNIQUE INDEX outbox_one_result ON outbox (job_id) WHERE topic = 'result';
+CREATE INDEX outbox_pending ON outbox (state) WHERE state = 'pending';
+CREATE TABLE requests (
+    job_id TEXT NOT NULL,
+    request_json TEXT NOT NULL,
+    PRIMARY KEY (job_id),
+    FOREIGN KEY(job_id) REFERENCES jobs (id)
+);
+CREATE TABLE settlements (
+    payment_hash TEXT NOT NULL,
+    job_id TEXT NOT NULL,
+    amount_msats INTEGER NOT NULL,
+    earned_msats INTEGER NOT NULL,
+    settled_at INTEGER NOT NULL,
+    PRIMARY KEY (payment_hash),
+    CHECK (earned_msats >= 0 AND earned_msats <= amount_msats),
+    FOREIGN KEY(job_id) REFERENCES jobs (id)
+);
+CREATE INDEX settlements_job ON settlements (job_id);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_V1,)
+
+
+def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...] = MIGRATIONS) -> int:
+    """Bring the database to the newest version and return how many migrations ran.
+
+    Raises `StoreTooNew` when it was written by a newer Pylon.
+    """
+    version: int
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(migrations):
+        raise StoreTooNew(
+            f"the database has schema version {version}, this Pylon knows up to {len(migrations)}: upgrade Pylon"
+        )
+    for number, script in enumerate(migrations[version:], start=version + 1):
+        # The version moves in the same transaction as the tables: a crash leaves all of a migration or none.
+        connection.executescript(f"BEGIN IMMEDIATE;{script};PRAGMA user_version = {number};COMMIT;")
+    return len(migrations) - version

@@ -1,0 +1,249 @@
+"""The one writer: a plain thread that commits what arrives together in one transaction.
+
+`Store.write(fn)` hands `fn(tx)` to the thread; every function that waits is run in one `BEGIN … COMMIT`, so many
+transitions share a disk flush. Nobody hears anything before COMMIT: results, and the `on_commit` calls that carry
+out effects, reach the event loop afterwards, in commit order.
+
+A function that raises must leave nothing behind: the group is rolled back and its members are run again one by
+one, each under a savepoint, so that only the faulty one fails. Functions therefore must be safe to run twice.
+When COMMIT itself fails (disk full, I/O error) nothing of the group happened and every member gets
+`StoreUnavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pylon.store.errors import StoreError, StoreUnavailable
+from pylon.store.migrations import migrate
+from pylon.store.tx import Tx
+
+T = TypeVar("T")
+
+_MAX_GROUP: Final = 256
+_BUSY_TIMEOUT_MS: Final = 5000
+
+
+@dataclass(slots=True)
+class _Member:
+    """One transaction waiting for its group."""
+
+    run: Callable[[Tx], Any]
+    on_commit: Callable[[Any], None] | None
+    future: asyncio.Future[Any] | None
+    result: Any = None
+    error: BaseException | None = None
+
+
+class _Stop:
+    """Ends the thread after everything before it is committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHealth:
+    """Whether the last commit succeeded, and why not."""
+
+    healthy: bool
+    detail: str = ""
+
+
+class Store:
+    """The database of one daemon. Open with `Store.open`, use from one event loop, close with `aclose`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._inbox: queue.SimpleQueue[_Member | _Stop] = queue.SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._health = StoreHealth(True)
+        self._closed = False
+
+    @classmethod
+    async def open(cls, path: Path) -> Store:
+        """Open or create the database (0600), migrate it, and start the writer.
+
+        Raises `StoreTooNew`, or `StoreUnavailable` when the file cannot be opened.
+        """
+        store = cls(path)
+        store._loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = store._loop.create_future()
+        store._thread = threading.Thread(target=store._main, args=(ready,), name="pylon-store", daemon=True)
+        store._thread.start()
+        await ready
+        return store
+
+    @property
+    def health(self) -> StoreHealth:
+        """Return whether the last group could be committed."""
+        return self._health
+
+    async def write(self, run: Callable[[Tx], T], on_commit: Callable[[T], None] | None = None) -> T:
+        """Run `run` in the next group and return its result after COMMIT.
+
+        `on_commit` is called on the loop, in commit order, whether or not the caller still waits.
+        Raises what `run` raised, or `StoreUnavailable`.
+        """
+        assert self._loop is not None
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._submit(_Member(run, on_commit, future))
+        return await future
+
+    def post(
+        self,
+        run: Callable[[Tx], T],
+        on_commit: Callable[[T], None] | None = None,
+        on_error: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """Like `write` without a caller that waits. Exactly one of the two callbacks is called, on the loop."""
+        assert self._loop is not None
+        future: asyncio.Future[T] | None = None
+        if on_error is not None:
+            future = self._loop.create_future()
+            future.add_done_callback(lambda done: on_error(error) if (error := done.exception()) else None)
+        self._submit(_Member(run, on_commit, future))
+
+    async def aclose(self) -> None:
+        """Commit what is queued, then close. Safe to call twice."""
+        if self._closed or self._thread is None:
+            return
+        self._closed = True
+        self._inbox.put(_Stop())
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    # --- the thread -------------------------------------------------------------------------------------------
+
+    def _submit(self, member: _Member) -> None:
+        if self._closed:
+            raise StoreUnavailable("the database is closed")
+        self._inbox.put(member)
+
+    def _main(self, ready: asyncio.Future[None]) -> None:
+        assert self._loop is not None
+        try:
+            connection = _connect(self.path)
+        except StoreError as error:
+            self._loop.call_soon_threadsafe(ready.set_exception, error)
+            return
+        except (sqlite3.Error, OSError) as error:
+            fault = StoreUnavailable(f"cannot open the database {self.path}: {error}")
+            self._loop.call_soon_threadsafe(ready.set_exception, fault)
+            return
+        self._loop.call_soon_threadsafe(ready.set_result, None)
+        tx = Tx(connection)
+        try:
+            while True:
+                group, stop = self._take()
+                if group:
+                    self._commit(connection, tx, group)
+                if stop:
+                    return
+        finally:
+            connection.close()
+
+    def _take(self) -> tuple[list[_Member], bool]:
+        first = self._inbox.get()
+        if isinstance(first, _Stop):
+            return [], True
+        group = [first]
+        while len(group) < _MAX_GROUP:
+            try:
+                member = self._inbox.get_nowait()
+            except queue.Empty:
+                break
+            if isinstance(member, _Stop):
+                return group, True
+            group.append(member)
+        return group, False
+
+    def _commit(self, connection: sqlite3.Connection, tx: Tx, group: list[_Member]) -> None:
+        health = StoreHealth(True)
+        try:
+            if not self._try_together(connection, tx, group):
+                self._try_apart(connection, tx, group)
+        except sqlite3.Error as error:
+            _roll_back(connection)
+            health = StoreHealth(False, f"the database cannot be written ({error}): {self.path}")
+            for member in group:
+                member.error = StoreUnavailable(health.detail)
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._tell, group, health)
+        except RuntimeError:
+            # The loop is gone (the process is ending); what was committed stays committed.
+            return
+
+    @staticmethod
+    def _try_together(connection: sqlite3.Connection, tx: Tx, group: list[_Member]) -> bool:
+        """Run the group in one transaction; False when a member raised and all was rolled back."""
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for member in group:
+                member.result = member.run(tx)
+        except sqlite3.OperationalError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever a member raises, the group must not keep half of it
+            _roll_back(connection)
+            return False
+        connection.execute("COMMIT")
+        return True
+
+    @staticmethod
+    def _try_apart(connection: sqlite3.Connection, tx: Tx, group: list[_Member]) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        for member in group:
+            connection.execute("SAVEPOINT member")
+            try:
+                member.result = member.run(tx)
+            except sqlite3.OperationalError:
+                raise
+            except Exception as error:  # noqa: BLE001 - it is handed to the member's caller
+                member.error = error
+                connection.execute("ROLLBACK TO member")
+            connection.execute("RELEASE member")
+        connection.execute("COMMIT")
+
+    def _tell(self, group: list[_Member], health: StoreHealth) -> None:
+        """On the loop: say what became of each member, in commit order."""
+        self._health = health
+        for member in group:
+            if member.error is None and member.on_commit is not None:
+                member.on_commit(member.result)
+            if member.future is not None and not member.future.done():
+                if member.error is None:
+                    member.future.set_result(member.result)
+                else:
+                    member.future.set_exception(member.error)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Created before SQLite sees it, so that it is never readable by others, not even for a moment.
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, stat.S_IRUSR | stat.S_IWUSR))
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=True, timeout=_BUSY_TIMEOUT_MS / 1000, cached_statements=256
+    )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA wal_autocheckpoint = 2000")
+    migrate(connection)
+    return connection
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    # A full disk may have rolled the transaction back already.
+    if connection.in_transaction:
+        try:
+            connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            # Nothing was committed either way, and the next BEGIN says what is wrong.
+            return
