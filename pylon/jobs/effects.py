@@ -1,0 +1,124 @@
+"""The effects of a step: what must be stored and done, as values. `docs/lifecycle.md` has the crash table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pylon.jobs.facts import Usage
+from pylon.jobs.ports import Invoice
+from pylon.nostr.nip90 import ErrorPrefix, FeedbackStatus
+
+
+@dataclass(frozen=True, slots=True)
+class WantInvoice:
+    """Ask the wallet for invoice `number` of this job."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenInvoice:
+    """Keep the invoice as open and watch it."""
+
+    invoice: Invoice
+
+
+@dataclass(frozen=True, slots=True)
+class RetireInvoice:
+    """Mark wanted invoices unused; `invoice` is the stray that was made but will never be published."""
+
+    invoice: Invoice | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CloseInvoices:
+    """The job wants none of its open invoices any more: ask the wallet until each has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndInvoice:
+    """The invoice is dead, as the wallet said."""
+
+    payment_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class BookMoney:
+    """Book a settlement, once by payment hash, as owed."""
+
+    payment_hash: str
+    amount_msats: int
+    settled_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Earn:
+    """What was owed for the work is earned, up to the price."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueue:
+    """The job joins the queue of its backend and model."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeginAttempt:
+    """Record attempt `number`, then run it."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndAttempt:
+    """Record how attempt `number` ended."""
+
+    number: int
+    outcome: str
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StopWork:
+    """Take the job out of its queue or cancel its attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverResult:
+    """Publish the result until a relay confirms."""
+
+    event_id: str
+    event_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Say `processing` once, live only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Publish a feedback durably. `prefix` is set for errors; `invoice` for payment-required."""
+
+    status: FeedbackStatus
+    prefix: ErrorPrefix | None = None
+    sentence: str = ""
+    invoice: Invoice | None = None
+    eta_s: int = 0
+
+
+Effect = (
+    WantInvoice
+    | OpenInvoice
+    | RetireInvoice
+    | CloseInvoices
+    | EndInvoice
+    | BookMoney
+    | Earn
+    | Enqueue
+    | BeginAttempt
+    | EndAttempt
+    | StopWork
+    | DeliverResult
+    | Announce
+    | Say
+)

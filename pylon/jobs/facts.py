@@ -1,0 +1,161 @@
+"""The facts of a job's life: what can happen to it, as values. `docs/lifecycle.md` says who tells each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pylon.jobs.ports import Invoice
+from pylon.nostr.nip90 import ErrorPrefix
+
+
+class Mode(StrEnum):
+    """How a job is paid for."""
+
+    FREE = "free"
+    PREPAY = "prepay"
+
+
+class CancelledBy(StrEnum):
+    """Who asked for a cancellation."""
+
+    CUSTOMER = "customer"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceMade:
+    """The wallet made the invoice we wanted, and it passed our checks. `eta_s` is for the customer."""
+
+    invoice: Invoice
+    eta_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceRefused:
+    """The wallet will not make this invoice; `sentence` is for the customer."""
+
+    own_id: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """First sight of a settlement of one of the job's invoices, at least its amount."""
+
+    payment_hash: str
+    amount_msats: int
+    settled_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class PaidShort:
+    """First sight of a settlement below the invoice's amount."""
+
+    payment_hash: str
+    amount_msats: int
+    settled_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceDead:
+    """The wallet was asked: unpaid and past paying. `lost_early`: it died before its expiry."""
+
+    payment_hash: str
+    lost_early: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A slot is free and the attempt begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartialSent:
+    """The first partial of the current attempt is about to leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one attempt used, as its backend counted (or estimated)."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    estimated: bool = False
+    first_token_ms: int = 0
+    duration_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Attempt `attempt` gave a result; its event is signed."""
+
+    attempt: int
+    event_id: str
+    event_json: str
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """Attempt `attempt` failed. `retryable` is false when another attempt would fail the same way."""
+
+    attempt: int
+    sentence: str
+    retryable: bool
+    prefix: ErrorPrefix = ErrorPrefix.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """A relay confirmed the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """No relay confirmed the result before its delivery deadline."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """A cancellation, by kind 5 of the request's author or by the operator."""
+
+    by: CancelledBy
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """The job's deadline passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The process started and found the job unfinished."""
+
+
+Fact = (
+    InvoiceMade
+    | InvoiceRefused
+    | Paid
+    | PaidShort
+    | InvoiceDead
+    | Started
+    | PartialSent
+    | Output
+    | AttemptFailed
+    | Confirmed
+    | GaveUp
+    | Cancel
+    | Deadline
+    | Restarted
+)
+
+
+def fact_name(fact: Fact) -> str:
+    """Return a fact's name as the tables of `docs/lifecycle.md` spell it."""
+    if isinstance(fact, Cancel):
+        return f"cancel_by_{fact.by.value}"
+    name = type(fact).__name__
+    return "".join(f"_{char.lower()}" if char.isupper() else char for char in name).lstrip("_")

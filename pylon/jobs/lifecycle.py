@@ -1,0 +1,243 @@
+"""The life of a job as a pure function: `step(job, fact, rules) -> Step(job, effects)`.
+
+No I/O and no clock. `docs/lifecycle.md` is its specification: one table row per (fact, work, money), and the
+property test compares the two cell by cell. Facts carry what happened, effects say what must follow; the engine
+stores both in one transaction and carries the effects out after it.
+
+A fact that finds the job elsewhere (a cancel after the result went out, a duplicate confirmation) changes
+nothing: that is an ordinary row of the table, not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pylon.jobs import effects as do
+from pylon.jobs import facts
+from pylon.jobs.facts import CancelledBy, Fact, Mode
+from pylon.nostr.nip90 import ErrorPrefix, FeedbackStatus
+from pylon.store.records import ENDED, Job, Money, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The operator's limits that steps depend on."""
+
+    max_attempts: int = 3
+    max_invoices: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The job after a fact and what must follow. `changed` is false when the fact moved nothing."""
+
+    job: Job
+    effects: tuple[do.Effect, ...] = ()
+    changed: bool = True
+
+
+def begin(job: Job, mode: Mode) -> Step:
+    """Return a new job in its first state, with what must follow."""
+    if mode is Mode.FREE:
+        return Step(replace(job, work=Work.QUEUED, money=Money.NONE), (do.Enqueue(),))
+    job = replace(job, work=Work.AWAITING_PAYMENT, money=Money.NONE, invoices=1)
+    return Step(job, (do.WantInvoice(1),))
+
+
+def step(job: Job, fact: Fact, rules: Rules) -> Step:
+    """Return what `fact` makes of `job`. Pure and total: every pair of states has an answer for every fact."""
+    handler: Callable[[Job, Any, Rules], Step] = _HANDLERS[type(fact)]
+    return handler(job, fact, rules)
+
+
+def _move(
+    job: Job, *effects: do.Effect, work: Work | None = None, money: Money | None = None, reason: str | None = None
+) -> Step:
+    changed = replace(
+        job,
+        work=job.work if work is None else work,
+        money=job.money if money is None else money,
+        reason=job.reason if reason is None else reason,
+    )
+    return Step(changed, effects)
+
+
+def _nothing(job: Job) -> Step:
+    return Step(job, (), changed=False)
+
+
+def _error(prefix: ErrorPrefix, sentence: str) -> do.Say:
+    return do.Say(FeedbackStatus.ERROR, prefix, sentence)
+
+
+def _refund_due(job: Job, why: str) -> do.Say:
+    return _error(
+        ErrorPrefix.REFUND_DUE, f"{why}; your payment for this job is recorded as a refund due to {job.customer}"
+    )
+
+
+def _invoice_made(job: Job, fact: facts.InvoiceMade, rules: Rules) -> Step:
+    if (job.work, job.money) == (Work.AWAITING_PAYMENT, Money.NONE):
+        asked = do.Say(FeedbackStatus.PAYMENT_REQUIRED, invoice=fact.invoice, eta_s=fact.eta_s)
+        return _move(job, do.OpenInvoice(fact.invoice), asked, money=Money.INVOICED)
+    return _move(job, do.RetireInvoice(fact.invoice))
+
+
+def _invoice_refused(job: Job, fact: facts.InvoiceRefused, rules: Rules) -> Step:
+    if (job.work, job.money) == (Work.AWAITING_PAYMENT, Money.NONE):
+        refusal = _error(ErrorPrefix.PAYMENT_UNAVAILABLE, fact.sentence)
+        return _move(job, do.RetireInvoice(), refusal, work=Work.FAILED, reason=fact.sentence)
+    return _move(job, do.RetireInvoice())
+
+
+def _paid(job: Job, fact: facts.Paid, rules: Rules) -> Step:
+    if job.work is Work.AWAITING_PAYMENT:
+        book = do.BookMoney(fact.payment_hash, fact.amount_msats, fact.settled_at)
+        return _move(job, book, do.CloseInvoices(), do.Enqueue(), work=Work.QUEUED, money=Money.SETTLED)
+    return _paid_otherwise(job, fact, "the payment came after the job had ended")
+
+
+def _paid_short(job: Job, fact: facts.PaidShort, rules: Rules) -> Step:
+    if job.work is Work.AWAITING_PAYMENT:
+        book = do.BookMoney(fact.payment_hash, fact.amount_msats, fact.settled_at)
+        why = f"the wallet received {fact.amount_msats} msats, less than the {job.price_msats} msats asked"
+        told = _refund_due(job, why)
+        return _move(job, book, do.CloseInvoices(), told, work=Work.FAILED, money=Money.REFUND_DUE, reason=why)
+    return _paid_otherwise(job, fact, "the payment came after the job had ended")
+
+
+def _paid_otherwise(job: Job, fact: facts.Paid | facts.PaidShort, why: str) -> Step:
+    book = do.BookMoney(fact.payment_hash, fact.amount_msats, fact.settled_at)
+    if job.work in ENDED and job.work is not Work.DELIVERED and job.money in _UNPAID:
+        return _move(job, book, _refund_due(job, why), money=Money.REFUND_DUE)
+    return _move(job, book)
+
+
+def _invoice_dead(job: Job, fact: facts.InvoiceDead, rules: Rules) -> Step:
+    ended = do.EndInvoice(fact.payment_hash)
+    if job.money is Money.CANCELLING:
+        return _move(job, ended, money=Money.VOID)
+    if (job.work, job.money) != (Work.AWAITING_PAYMENT, Money.INVOICED):
+        return _move(job, ended)
+    if fact.lost_early and job.invoices < rules.max_invoices:
+        again = replace(job, invoices=job.invoices + 1)
+        return _move(again, ended, do.WantInvoice(again.invoices), money=Money.NONE)
+    why = "the wallet lost the invoice" if fact.lost_early else "the invoice was not paid in time"
+    told = _error(ErrorPrefix.EXPIRED, why)
+    return _move(job, ended, told, work=Work.EXPIRED, money=Money.VOID, reason=why)
+
+
+def _started(job: Job, fact: facts.Started, rules: Rules) -> Step:
+    if job.work is not Work.QUEUED:
+        return _nothing(job)
+    job = replace(job, attempts=job.attempts + 1)
+    return _move(job, do.BeginAttempt(job.attempts), do.Announce(), work=Work.RUNNING)
+
+
+def _partial_sent(job: Job, fact: facts.PartialSent, rules: Rules) -> Step:
+    if job.work is not Work.RUNNING or job.partial_sent:
+        return _nothing(job)
+    return Step(replace(job, partial_sent=True))
+
+
+def _output(job: Job, fact: facts.Output, rules: Rules) -> Step:
+    if job.work is not Work.RUNNING or fact.attempt != job.attempts:
+        return _nothing(job)
+    job = replace(job, result_id=fact.event_id)
+    ended = do.EndAttempt(fact.attempt, "output", fact.usage)
+    return _move(job, ended, do.DeliverResult(fact.event_id, fact.event_json), work=Work.PRODUCED)
+
+
+def _attempt_failed(job: Job, fact: facts.AttemptFailed, rules: Rules) -> Step:
+    if job.work is not Work.RUNNING or fact.attempt != job.attempts:
+        return _nothing(job)
+    return _lose_attempt(job, fact.sentence, rules, fact.prefix, retryable=fact.retryable)
+
+
+def _restarted(job: Job, fact: facts.Restarted, rules: Rules) -> Step:
+    if job.work is Work.QUEUED:
+        return Step(job, (do.Enqueue(),), changed=False)
+    if job.work is not Work.RUNNING:
+        return _nothing(job)
+    why = "the provider stopped while the job was running"
+    return _lose_attempt(job, why, rules, ErrorPrefix.FAILED, retryable=True)
+
+
+def _lose_attempt(job: Job, why: str, rules: Rules, prefix: ErrorPrefix, *, retryable: bool) -> Step:
+    ended = do.EndAttempt(job.attempts, why)
+    if retryable and job.attempts < rules.max_attempts:
+        return _move(job, ended, do.Enqueue(), work=Work.QUEUED, reason=why)
+    if job.money is Money.SETTLED:
+        told = _refund_due(job, why)
+        return _move(job, ended, told, work=Work.FAILED, money=Money.REFUND_DUE, reason=why)
+    return _move(job, ended, _error(prefix, why), work=Work.FAILED, reason=why)
+
+
+def _confirmed(job: Job, fact: facts.Confirmed, rules: Rules) -> Step:
+    if job.work is not Work.PRODUCED:
+        return _nothing(job)
+    if job.money is not Money.SETTLED:
+        return _move(job, work=Work.DELIVERED)
+    return _move(job, do.Earn(), do.Say(FeedbackStatus.SUCCESS), work=Work.DELIVERED)
+
+
+def _gave_up(job: Job, fact: facts.GaveUp, rules: Rules) -> Step:
+    if job.work is not Work.PRODUCED:
+        return _nothing(job)
+    if job.money is not Money.SETTLED:
+        return _move(job, work=Work.UNDELIVERABLE, reason=fact.sentence)
+    told = _refund_due(job, fact.sentence)
+    return _move(job, told, work=Work.UNDELIVERABLE, money=Money.REFUND_DUE, reason=fact.sentence)
+
+
+def _cancel(job: Job, fact: facts.Cancel, rules: Rules) -> Step:
+    by_operator = fact.by is CancelledBy.OPERATOR
+    why = f"cancelled by the {'provider' if by_operator else 'customer'}"
+    # A customer who withdrew a job that cost nothing needs no answer; one whom the operator cancels does.
+    told = (_error(ErrorPrefix.CANCELLED, why),) if by_operator else ()
+    if job.work is Work.RUNNING and job.money is Money.SETTLED and job.partial_sent and not by_operator:
+        ended = do.EndAttempt(job.attempts, why)
+        return _move(job, ended, do.StopWork(), do.Earn(), work=Work.CANCELLED, reason=why)
+    return _end_early(job, Work.CANCELLED, why, told)
+
+
+def _deadline(job: Job, fact: facts.Deadline, rules: Rules) -> Step:
+    why = "the deadline of the job passed"
+    return _end_early(job, Work.EXPIRED, why, (_error(ErrorPrefix.EXPIRED, why),))
+
+
+def _end_early(job: Job, work: Work, why: str, told: tuple[do.Say, ...]) -> Step:
+    """End a job whose result is not produced yet; money that came in becomes a refund due."""
+    if job.work is Work.AWAITING_PAYMENT:
+        if job.money is Money.INVOICED:
+            return _move(job, do.CloseInvoices(), *told, work=work, money=Money.CANCELLING, reason=why)
+        return _move(job, do.RetireInvoice(), *told, work=work, reason=why)
+    if job.work not in (Work.QUEUED, Work.RUNNING):
+        return _nothing(job)
+    attempt = (do.EndAttempt(job.attempts, why),) if job.work is Work.RUNNING else ()
+    if job.money is Money.SETTLED:
+        refund = _refund_due(job, why)
+        return _move(job, *attempt, do.StopWork(), refund, work=work, money=Money.REFUND_DUE, reason=why)
+    return _move(job, *attempt, do.StopWork(), *told, work=work, reason=why)
+
+
+_UNPAID: Final = frozenset({Money.NONE, Money.CANCELLING, Money.VOID})
+
+_HANDLERS: Final[dict[type, Callable[[Job, Any, Rules], Step]]] = {
+    facts.InvoiceMade: _invoice_made,
+    facts.InvoiceRefused: _invoice_refused,
+    facts.Paid: _paid,
+    facts.PaidShort: _paid_short,
+    facts.InvoiceDead: _invoice_dead,
+    facts.Started: _started,
+    facts.PartialSent: _partial_sent,
+    facts.Output: _output,
+    facts.AttemptFailed: _attempt_failed,
+    facts.Confirmed: _confirmed,
+    facts.GaveUp: _gave_up,
+    facts.Cancel: _cancel,
+    facts.Deadline: _deadline,
+    facts.Restarted: _restarted,
+}

@@ -1,0 +1,287 @@
+"""What a step stores: the writer-thread half of the lifecycle's shell.
+
+Given an open transaction, `Recorder` loads the job, asks the pure `lifecycle.step`, and stores the new states and
+every effect (invoice intents, signed events, bookings, attempts, the journal) beside them. What is left to do after
+COMMIT it returns as a `Moved`; it tells nobody itself.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, assert_never
+
+from pylon.jobs import effects as do
+from pylon.jobs import facts
+from pylon.jobs import lifecycle as life
+from pylon.jobs.ports import Invoice
+from pylon.nostr.event import Draft, Event
+from pylon.nostr.keys import SecretKey
+from pylon.nostr.nip90 import Denial, FeedbackStatus
+from pylon.nostr.nip90_replies import error_draft, feedback_draft, payment_required_draft
+from pylon.store.records import (
+    ENDED,
+    Attempt,
+    Books,
+    InvoiceRow,
+    InvoiceState,
+    Job,
+    Money,
+    OutboxItem,
+    OutboxTopic,
+    Settlement,
+    Work,
+)
+from pylon.store.tx import Tx
+
+_FINISHED_MONEY: Final = frozenset({Money.NONE, Money.VOID, Money.SETTLED, Money.REFUND_DUE})
+_UNDER_WAY: Final = frozenset({Work.QUEUED, Work.RUNNING, Work.PRODUCED})
+NO_BOOKS: Final = Books(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderConfig:
+    """What storing a step needs of the settings; times in seconds. `relay_hint` goes into `e` tags."""
+
+    rules: life.Rules = field(default_factory=life.Rules)
+    retain_plaintext_s: int = 86_400
+    delivery_timeout_s: int = 3_600
+    invoice_expiry_s: int = 600
+    success_feedback: bool = True
+    relay_hint: str = ""
+
+
+@dataclass(slots=True)
+class Moved:
+    """What a transaction did to one job, for after COMMIT. `before` is None for a new one."""
+
+    before: Job | None
+    job: Job
+    effects: list[do.Effect]
+    items: list[OutboxItem] = field(default_factory=list)
+    live: list[Event] = field(default_factory=list)
+    invoices: list[InvoiceRow] = field(default_factory=list)  # wanted: to be made; others: to be watched
+    books: Books = NO_BOOKS  # the change, not the sum
+
+
+class Recorder:
+    """Stores steps. Stateless but for its settings and key; every method may run twice (see `store.writer`)."""
+
+    def __init__(self, key: SecretKey, config: RecorderConfig) -> None:
+        self._key = key
+        self._config = config
+
+    def accept(
+        self, tx: Tx, job: Job, request_json: str, mode: facts.Mode, *, start: bool, now: int
+    ) -> Moved | None:
+        """Store a new job, with its first attempt begun if `start`; None when it was accepted before."""
+        first = life.begin(job, mode)
+        job, effects = first.job, list(first.effects)
+        if start:
+            started = life.step(job, facts.Started(), self._config.rules)
+            job = started.job
+            effects = [each for each in effects if not isinstance(each, do.Enqueue)]
+            effects += started.effects
+        job = self._stamp(job, now)
+        if not tx.insert_job(job, request_json):
+            return None
+        tx.journal(job.id, _entry("accepted", job), now)
+        return self._store(tx, Moved(None, job, effects), now)
+
+    def transact(self, tx: Tx, job_id: str, news: Sequence[facts.Fact], now: int) -> Moved | None:
+        """Apply facts to a job; None when there is no such job."""
+        before = tx.job(job_id)
+        if before is None:
+            return None
+        job = before
+        effects: list[do.Effect] = []
+        entries = []
+        for fact in news:
+            if _is_old(tx, fact):
+                continue
+            done = life.step(job, fact, self._config.rules)
+            effects += done.effects
+            job = done.job
+            if done.changed:
+                entries.append(_entry(facts.fact_name(fact), job))
+        if job is not before:
+            job = self._stamp(job, now)
+            tx.save_job(before, job)
+        for entry in entries:
+            tx.journal(job_id, entry, now)
+        return self._store(tx, Moved(before, job, effects), now)
+
+    def _stamp(self, job: Job, now: int) -> Job:
+        finished = job.work in ENDED and job.money in _FINISHED_MONEY
+        purge_at = now + self._config.retain_plaintext_s if finished else None
+        return replace(job, version=job.version + 1, updated_at=now, purge_at=purge_at)
+
+    def _store(self, tx: Tx, moved: Moved, now: int) -> Moved:
+        job, before = moved.job, moved.before
+        # Free jobs, the fast path, have no money to count.
+        has_money = job.money is not Money.NONE
+        old = books_of(before, tx.settlements_of(job.id)) if has_money and before is not None else NO_BOOKS
+        for effect in moved.effects:
+            self._store_effect(tx, moved, effect, now)
+        if has_money:
+            moved.books = books_of(job, tx.settlements_of(job.id)) - old
+        return moved
+
+    def _store_effect(self, tx: Tx, moved: Moved, effect: do.Effect, now: int) -> None:
+        job = moved.job
+        match effect:
+            case do.WantInvoice() | do.OpenInvoice() | do.RetireInvoice() | do.CloseInvoices():
+                self._store_invoice(tx, moved, effect, now)
+            case do.EndInvoice(payment_hash):
+                tx.end_invoice(payment_hash, InvoiceState.DEAD)
+            case do.BookMoney(payment_hash, amount_msats, settled_at):
+                tx.book(Settlement(payment_hash, job.id, amount_msats, 0, settled_at))
+                tx.end_invoice(payment_hash, InvoiceState.PAID)
+            case do.Earn():
+                tx.earn(job.id, job.price_msats)
+            case do.BeginAttempt(number):
+                tx.begin_attempt(job.id, number, now)
+            case do.EndAttempt(number, outcome, usage):
+                tx.end_attempt(_ended(job.id, number, now, outcome, usage))
+            case do.DeliverResult(event_id, event_json):
+                self._send(tx, moved, OutboxTopic.RESULT, event_id=event_id, event_json=event_json, now=now)
+            case do.Say(status) if status is FeedbackStatus.SUCCESS and not self._config.success_feedback:
+                pass
+            case do.Say():
+                event = self._feedback(job, effect).sign(self._key, now)
+                self._send(
+                    tx,
+                    moved,
+                    OutboxTopic.FEEDBACK,
+                    event_id=event.id,
+                    event_json=event.to_json(),
+                    now=now,
+                    until=effect.invoice.expires_at if effect.invoice else None,
+                )
+            case do.Announce():
+                hint = self._config.relay_hint
+                draft = feedback_draft(job.id, job.customer, FeedbackStatus.PROCESSING, relay_hint=hint)
+                moved.live.append(draft.sign(self._key, now))
+            case do.Enqueue() | do.StopWork():
+                pass  # nothing to store: the states say it
+            case _:
+                assert_never(effect)
+
+    def _store_invoice(
+        self,
+        tx: Tx,
+        moved: Moved,
+        effect: do.WantInvoice | do.OpenInvoice | do.RetireInvoice | do.CloseInvoices,
+        now: int,
+    ) -> None:
+        job = moved.job
+        match effect:
+            case do.WantInvoice(number):
+                row = InvoiceRow(
+                    own_id=f"pylon-{uuid.uuid4().hex}",
+                    job_id=job.id,
+                    number=number,
+                    amount_msats=job.price_msats,
+                    created_at=now,
+                    expires_at=min(now + self._config.invoice_expiry_s, job.deadline_at),
+                )
+                tx.want_invoice(row)
+                moved.invoices.append(row)
+            case do.OpenInvoice(invoice):
+                moved.invoices.append(_keep(tx, invoice, InvoiceState.OPEN))
+            case do.RetireInvoice(None):
+                tx.move_invoices(job.id, [(InvoiceState.WANTED, InvoiceState.UNUSED)])
+            case do.RetireInvoice(invoice):
+                # Its hash is kept: should the wallet settle it regardless, the money finds its job.
+                if invoice is not None and tx.invoice_by_hash(invoice.payment_hash) is None:
+                    _keep(tx, invoice, InvoiceState.UNUSED)
+            case do.CloseInvoices():
+                unwanted = (InvoiceState.WANTED, InvoiceState.UNUSED)
+                tx.move_invoices(job.id, [(InvoiceState.OPEN, InvoiceState.CLOSING), unwanted])
+                moved.invoices += [row for row in tx.invoices_of(job.id) if row.state is InvoiceState.CLOSING]
+
+    def _send(
+        self,
+        tx: Tx,
+        moved: Moved,
+        topic: OutboxTopic,
+        *,
+        event_id: str,
+        event_json: str,
+        now: int,
+        until: int | None = None,
+    ) -> None:
+        deadline_at = now + self._config.delivery_timeout_s
+        if until is not None:
+            deadline_at = min(deadline_at, until)
+        job = moved.job
+        item = OutboxItem(event_id, job.id, topic, event_json, job.relays, now, deadline_at)
+        tx.add_outbox(item)
+        moved.items.append(item)
+
+    def _feedback(self, job: Job, say: do.Say) -> Draft:
+        hint = self._config.relay_hint
+        if say.invoice is not None:
+            return payment_required_draft(
+                job.id,
+                job.customer,
+                amount_msats=say.invoice.amount_msats,
+                bolt11=say.invoice.bolt11,
+                invoice_expires_at=say.invoice.expires_at,
+                eta_s=say.eta_s,
+                relay_hint=hint,
+            )
+        if say.prefix is not None:
+            return error_draft(job.id, job.customer, Denial(say.prefix, say.sentence), relay_hint=hint)
+        info = f"Delivered; {job.price_msats} msats settled."
+        return feedback_draft(job.id, job.customer, say.status, info=info, relay_hint=hint)
+
+
+def books_of(job: Job, settlements: Sequence[Settlement]) -> Books:
+    """Return what one job adds to the books: its owed money is in work while the work is, else to be refunded."""
+    received = sum(each.amount_msats for each in settlements)
+    earned = sum(each.earned_msats for each in settlements)
+    in_work = 0
+    if job.money is Money.SETTLED and job.work in _UNDER_WAY:
+        in_work = min(received - earned, job.price_msats)
+    return Books(received, earned, in_work, received - earned - in_work)
+
+
+def _is_old(tx: Tx, fact: facts.Fact) -> bool:
+    """Tell whether a wallet's news were heard before: money already booked, an invoice that has ended."""
+    match fact:
+        case facts.Paid(payment_hash) | facts.PaidShort(payment_hash):
+            return tx.is_booked(payment_hash)
+        case facts.InvoiceDead(payment_hash):
+            row = tx.invoice_by_hash(payment_hash)
+            return row is None or row.state not in (InvoiceState.OPEN, InvoiceState.CLOSING)
+        case _:
+            return False
+
+
+def _keep(tx: Tx, invoice: Invoice, state: InvoiceState) -> InvoiceRow:
+    tx.set_invoice(invoice.own_id, state, invoice.payment_hash, invoice.bolt11, invoice.expires_at)
+    row = tx.invoice(invoice.own_id)
+    assert row is not None, "an invoice is made only for an intent that is stored"
+    return row
+
+
+def _ended(job_id: str, number: int, now: int, outcome: str, usage: facts.Usage | None) -> Attempt:
+    used = usage or facts.Usage()
+    return Attempt(
+        job_id=job_id,
+        number=number,
+        started_at=0,
+        ended_at=now,
+        outcome=outcome,
+        prompt_tokens=used.prompt_tokens,
+        output_tokens=used.output_tokens,
+        estimated=used.estimated,
+        first_token_ms=used.first_token_ms,
+        duration_ms=used.duration_ms,
+    )
+
+
+def _entry(what: str, job: Job) -> str:
+    return f"{what} -> {job.work.value}/{job.money.value}"

@@ -1,0 +1,288 @@
+"""The lifecycle against its specification: the tables of docs/lifecycle.md, read and compared cell by cell."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pylon.jobs import effects as do
+from pylon.jobs import facts, lifecycle
+from pylon.jobs.ports import Invoice
+from pylon.nostr.nip90 import FeedbackStatus
+from pylon.store.records import ENDED, Job, Money, Work
+
+PAGE = Path(__file__).parents[2] / "docs" / "lifecycle.md"
+RULES = lifecycle.Rules(max_attempts=3, max_invoices=2)
+HASH = "ab" * 32
+INVOICE = Invoice("own", HASH, "lnbcrt1", 2000, 100, 700)
+
+
+@dataclass(frozen=True)
+class Row:
+    fact: str
+    works: tuple[str, ...]
+    moneys: tuple[str, ...]
+    when: str
+    work: str
+    money: str
+    effects: tuple[str, ...]
+
+
+def tables() -> list[list[list[str]]]:
+    found: list[list[list[str]]] = [[]]
+    for line in PAGE.read_text().splitlines():
+        if line.startswith("|"):
+            found[-1].append([cell.strip() for cell in line.strip().strip("|").split("|")])
+        elif found[-1]:
+            found.append([])
+    return [table for table in found if table]
+
+
+def table_with(header: list[str]) -> list[list[str]]:
+    (table,) = [each for each in tables() if each[0] == header]
+    return table[2:]
+
+
+def split(cell: str) -> tuple[str, ...]:
+    return tuple(each.strip() for each in cell.split(",") if each.strip())
+
+
+ROWS = [
+    Row(r[0], split(r[1]), split(r[2]), r[3], r[4], r[5], split(r[6]))
+    for r in table_with(["fact", "work", "money", "when", "→ work", "→ money", "effects"])
+]
+PAIRS = {(Work(r[0]), Money(money)) for r in table_with(["work", "money"]) for money in split(r[1])}
+FACT_NAMES = [r[0] for r in table_with(["fact", "who tells it", "told again after a crash before COMMIT by"])]
+
+FACTS: dict[str, list[facts.Fact]] = {
+    "invoice_made": [facts.InvoiceMade(INVOICE)],
+    "invoice_refused": [facts.InvoiceRefused("own", "no")],
+    "paid": [facts.Paid(HASH, 2000, 150)],
+    "paid_short": [facts.PaidShort(HASH, 1, 150)],
+    "invoice_dead": [facts.InvoiceDead(HASH, lost_early=early) for early in (False, True)],
+    "started": [facts.Started()],
+    "partial_sent": [facts.PartialSent()],
+    "output": [facts.Output(1, "cd" * 32, "{}", facts.Usage())],
+    "attempt_failed": [facts.AttemptFailed(1, "broke", retryable=retryable) for retryable in (False, True)],
+    "confirmed": [facts.Confirmed()],
+    "gave_up": [facts.GaveUp("no relay")],
+    "cancel_by_customer": [facts.Cancel(facts.CancelledBy.CUSTOMER)],
+    "cancel_by_operator": [facts.Cancel(facts.CancelledBy.OPERATOR)],
+    "deadline": [facts.Deadline()],
+    "restarted": [facts.Restarted()],
+}
+
+
+def make_job(work: Work, money: Money, *, attempts: int = 1, partial: bool = False, invoices: int = 1) -> Job:
+    return Job(
+        id="01" * 32,
+        customer="02" * 32,
+        kind=5050,
+        backend="b",
+        model="m",
+        price_msats=2000,
+        accepted_at=100,
+        deadline_at=1000,
+        work=work,
+        money=money,
+        attempts=attempts,
+        partial_sent=partial,
+        invoices=invoices,
+    )
+
+
+def condition(job: Job, fact: facts.Fact) -> set[str]:
+    """Every `when` text of the page that holds for this job and fact."""
+    last = job.attempts >= RULES.max_attempts
+    if isinstance(fact, facts.AttemptFailed):
+        last = last or not fact.retryable
+    holds = {
+        "",
+        "last attempt" if last else "attempts left",
+        "partial sent" if job.partial_sent else "no partial sent",
+    }
+    if isinstance(fact, facts.InvoiceDead):
+        left = "invoices left" if job.invoices < RULES.max_invoices else "none left"
+        holds.add(f"lost early, {left}" if fact.lost_early else "expired")
+    return holds
+
+
+def effect_name(effect: do.Effect) -> str:
+    if isinstance(effect, do.Say):
+        prefix = f" {effect.prefix.value}" if effect.prefix else ""
+        return f"say {effect.status.value}{prefix}"
+    if isinstance(effect, do.Announce):
+        return "announce processing"
+    return re.sub(r"(?<!^)([A-Z])", r"_\1", type(effect).__name__).lower()
+
+
+def variants() -> list[tuple[Job, facts.Fact, str]]:
+    found = []
+    for (work, money), name in itertools.product(sorted(PAIRS), FACT_NAMES):
+        for fact in FACTS[name]:
+            # `output` and `attempt_failed` name the current attempt, so it is varied with the fact.
+            for attempts, partial, invoices in itertools.product((1, 3), (False, True), (1, 2)):
+                current = fact
+                if isinstance(fact, facts.Output | facts.AttemptFailed):
+                    current = replace(fact, attempt=attempts)
+                found.append(
+                    (make_job(work, money, attempts=attempts, partial=partial, invoices=invoices), current, name)
+                )
+    return found
+
+
+def row_for(job: Job, fact: facts.Fact, name: str) -> Row:
+    holds = condition(job, fact)
+    found = [
+        row
+        for row in ROWS
+        if row.fact == name and job.work in row.works and job.money in row.moneys and row.when in holds
+    ]
+    assert len(found) == 1, f"{name} on {job.work}/{job.money} ({holds}) has {len(found)} rows"
+    return found[0]
+
+
+def test_every_cell_of_the_page_is_what_the_code_does() -> None:
+    for job, fact, name in variants():
+        row = row_for(job, fact, name)
+        step = lifecycle.step(job, fact, RULES)
+        where = f"{name} on {job.work}/{job.money} when {condition(job, fact)}"
+        assert step.job.work == (job.work if row.work == "=" else row.work), where
+        assert step.job.money == (job.money if row.money == "=" else row.money), where
+        assert tuple(effect_name(each) for each in step.effects) == row.effects, where
+        assert (step.job.work, step.job.money) in PAIRS, where
+
+
+def test_every_row_of_the_page_can_be_reached() -> None:
+    used = {row_for(job, fact, name) for job, fact, name in variants()}
+    assert set(ROWS) == used
+
+
+def test_the_page_names_every_fact_and_effect() -> None:
+    assert set(FACT_NAMES) == set(FACTS)
+    assert {facts.fact_name(each) for group in FACTS.values() for each in group} == set(FACT_NAMES)
+    effects_table = {
+        r[0]
+        for r in table_with(
+            [
+                "effect",
+                "stored in the transaction",
+                "the call after COMMIT",
+                "crash before the call",
+                "crash after the call, before its answer is stored",
+            ]
+        )
+    }
+    used = {"say …" if each.startswith("say ") else each for row in ROWS for each in row.effects}
+    assert used == effects_table
+
+
+def test_the_pairs_are_exactly_those_reachable() -> None:
+    reached = set()
+    frontier = [lifecycle.begin(make_job(Work.QUEUED, Money.NONE, attempts=0), mode).job for mode in facts.Mode]
+    seen = set(frontier)
+    while frontier:
+        job = frontier.pop()
+        reached.add((job.work, job.money))
+        for group in FACTS.values():
+            for fact in group:
+                current = fact
+                if isinstance(fact, facts.Output | facts.AttemptFailed):
+                    current = replace(fact, attempt=job.attempts)
+                after = replace(lifecycle.step(job, current, RULES).job, reason="")
+                if after not in seen:
+                    seen.add(after)
+                    frontier.append(after)
+    assert reached == PAIRS
+
+
+@pytest.mark.parametrize("fact", [facts.Output(1, "aa", "{}", facts.Usage()), facts.AttemptFailed(1, "x", True)])
+def test_an_attempt_that_is_not_the_current_one_is_no_news(fact: facts.Fact) -> None:
+    job = make_job(Work.RUNNING, Money.SETTLED, attempts=2)
+    assert lifecycle.step(job, fact, RULES) == lifecycle.Step(job, (), changed=False)
+
+
+class JobStory(RuleBasedStateMachine):
+    """Any order of facts: what must hold of every story, however odd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.job = make_job(Work.QUEUED, Money.NONE, attempts=0)
+        self.effects: list[do.Effect] = []
+        self.told: dict[Work, int] = defaultdict(int)
+        self.history: list[Job] = []
+        self.hashes = 0
+
+    @initialize(mode=st.sampled_from(facts.Mode))
+    def start(self, mode: facts.Mode) -> None:
+        step = lifecycle.begin(self.job, mode)
+        self.job, self.effects, self.mode = step.job, list(step.effects), mode
+        self.history = [self.job]
+
+    def tell(self, fact: facts.Fact) -> lifecycle.Step:
+        step = lifecycle.step(self.job, fact, RULES)
+        self.job = step.job
+        self.effects += step.effects
+        self.history.append(self.job)
+        return step
+
+    @rule(data=st.data(), name=st.sampled_from([n for n in FACT_NAMES if n not in ("paid", "paid_short")]))
+    def anything(self, data: st.DataObject, name: str) -> None:
+        fact = data.draw(st.sampled_from(FACTS[name]))
+        if isinstance(fact, facts.Output | facts.AttemptFailed):
+            fact = replace(fact, attempt=data.draw(st.integers(0, 4)))
+        self.tell(fact)
+
+    @precondition(lambda self: any(isinstance(each, do.OpenInvoice) for each in self.effects))
+    @rule(amount=st.sampled_from([1, 2000, 5000]))
+    def pay(self, amount: int) -> None:
+        self.hashes += 1
+        kind = facts.Paid if amount >= 2000 else facts.PaidShort
+        self.tell(kind(f"{self.hashes:064x}", amount, 150))
+
+    @invariant()
+    def money_is_never_lost(self) -> None:
+        booked = [each for each in self.effects if isinstance(each, do.BookMoney)]
+        assert len(booked) == self.hashes
+        if booked:
+            assert self.job.money in (Money.SETTLED, Money.REFUND_DUE)
+
+    @invariant()
+    def at_most_one_result_and_one_earning(self) -> None:
+        assert sum(isinstance(each, do.DeliverResult) for each in self.effects) <= 1
+        assert sum(isinstance(each, do.Earn) for each in self.effects) <= 1
+
+    @invariant()
+    def ended_work_stays_ended(self) -> None:
+        ended = [job.work for job in self.history if job.work in ENDED]
+        assert len(set(ended)) <= 1
+
+    @invariant()
+    def attempts_and_invoices_are_bounded(self) -> None:
+        assert self.job.attempts <= RULES.max_attempts
+        assert sum(isinstance(each, do.WantInvoice) for each in self.effects) <= RULES.max_invoices
+
+    @invariant()
+    def nothing_runs_unpaid(self) -> None:
+        if any(isinstance(each, do.BeginAttempt) for each in self.effects) and self.mode is facts.Mode.PREPAY:
+            assert any(isinstance(each, do.BookMoney) for each in self.effects)
+
+    @invariant()
+    def a_refund_that_falls_due_is_said(self) -> None:
+        if self.job.money is Money.REFUND_DUE:
+            said = [
+                each for each in self.effects if isinstance(each, do.Say) and each.status is FeedbackStatus.ERROR
+            ]
+            assert any(each.prefix == "refund-due" for each in said)
+
+
+TestJobStory = JobStory.TestCase
+TestJobStory.settings = settings(max_examples=200, stateful_step_count=25, deadline=None)
