@@ -1,0 +1,57 @@
+"""The only place that reads configuration: TOML file, environment, flags, and the secrets beside them.
+
+Importing it loads pydantic (about 0.3 s): commands that must answer at once import `pylon.paths` instead.
+"""
+
+from pylon.settings.errors import SettingsError
+from pylon.settings.load import LoadedSettings, Origin, OriginKind, load_settings
+from pylon.settings.model import (
+    DaemonSettings,
+    IdentitySettings,
+    IntakeSettings,
+    JobsSettings,
+    LogFormat,
+    LogLevel,
+    LogSettings,
+    Network,
+    PaymentMode,
+    PaymentSettings,
+    RelaysSettings,
+    Settings,
+    WalletKind,
+    WalletSettings,
+)
+from pylon.settings.offers import (
+    BackendSettings,
+    EchoBackendSettings,
+    EmbeddedBackendSettings,
+    ModelSettings,
+    OpenAIBackendSettings,
+)
+
+__all__ = [
+    "BackendSettings",
+    "DaemonSettings",
+    "EchoBackendSettings",
+    "EmbeddedBackendSettings",
+    "IdentitySettings",
+    "IntakeSettings",
+    "JobsSettings",
+    "LoadedSettings",
+    "LogFormat",
+    "LogLevel",
+    "LogSettings",
+    "ModelSettings",
+    "Network",
+    "OpenAIBackendSettings",
+    "Origin",
+    "OriginKind",
+    "PaymentMode",
+    "PaymentSettings",
+    "RelaysSettings",
+    "Settings",
+    "SettingsError",
+    "WalletKind",
+    "WalletSettings",
+    "load_settings",
+]

