@@ -1,8 +1,8 @@
 """NIP-90 job requests: kinds 5000 to 5999 from event to value and back, and their cancellation by kind 5.
 
-Replies are built and read in `nip90_replies`, their size limits in `nip90_fit`. `parse_request` takes what a stranger
-signed: it raises `BadRequest`, which carries what to answer, and nothing else. What a parameter means is not known
-here (`pylon.jobs.textgen` knows it for kind 5050), so that the codec stays thin and replaceable.
+Replies are built and read in `nip90_replies`, their size limits in `nip90_fit`. `parse_request` takes what a
+stranger signed: it raises `BadRequest`, which carries what to answer, and nothing else. What a parameter means is
+not known here (`pylon.jobs.textgen` knows it for kind 5050), so that the codec stays thin and replaceable.
 """
 
 from __future__ import annotations
