@@ -32,6 +32,7 @@ from pylon.text import printable
 
 ENGINE: Final = "xllamacpp"
 _CHECK_EVERY_S: Final = 5.0
+_CHECK_TIMEOUT_S: Final = 5.0
 _HANGS_AFTER_S: Final = 60.0
 _STABLE_AFTER_S: Final = 60.0
 _FIRST_PAUSE_S: Final = 0.5
@@ -147,6 +148,7 @@ class EmbeddedBackend:
                     api_key=api_key,
                     first_token_timeout_s=self._config.first_token_timeout_s,
                     stall_timeout_s=self._config.stall_timeout_s,
+                    check_timeout_s=_CHECK_TIMEOUT_S,
                 )
             )
             async with server.running():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.cookiejar import DefaultCookiePolicy
 from typing import Final
@@ -39,6 +39,7 @@ MODELS_FRESH_S: Final = 10.0
 USAGE_GRACE_S: Final = 5.0
 """How long a finished generation waits for the token counts that should follow."""
 _CLOSE_S: Final = 2.0
+_LAST_BYTES_S: Final = 0.1
 _KEEPALIVE_S: Final = 3.0  # llama.cpp drops an idle connection after 5
 _MAX_MODELS_BYTES: Final = 4 << 20
 _MAX_ERROR_BYTES: Final = 64 << 10
@@ -62,7 +63,10 @@ class OpenAIConfig:
     max_output_bytes: int = 4 << 20
 
     def __post_init__(self) -> None:
-        wire.normalise_url(self.url)
+        try:
+            _ = httpx.URL(wire.normalise_url(self.url)).host  # decoding an internationalised name may fail
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ValueError(f"the backend's url cannot be used: {printable(error)}") from None
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             raise ValueError("the backend's api_key holds characters that no HTTP header can carry")
 
@@ -117,7 +121,7 @@ class OpenAIBackend:
         started_at = anyio.current_time()
         try:
             await self._require_model(request.model)
-            response = await self._post(body, self._config.first_token_timeout_s)
+            response = await self._post(request.model, body, self._config.first_token_timeout_s)
         except (_NoAnswer, _Loading) as error:
             self._note(error)
             raise
@@ -126,6 +130,9 @@ class OpenAIBackend:
             async with aclosing(self._read(response, request, patience_s)) as chunks:
                 async for chunk in chunks:
                     yield chunk
+        except BackendUnavailable:
+            self._listed_at = None  # it may come back with another model
+            raise
         finally:
             with anyio.move_on_after(_CLOSE_S, shield=True):
                 await response.aclose()
@@ -162,17 +169,23 @@ class OpenAIBackend:
                             f"{self.name} sent more than {self._config.max_output_bytes} bytes of output"
                         )
                     yield Delta(chunk.text)
+            await self._let_end(events)
         if reason is None:
             raise BackendUnavailable(f"{self.name} ended its answer before it was finished")
         yield _finished(reason, usage, request, output_bytes)
 
     async def _next(self, events: AsyncGenerator[str, None], patience_s: float) -> wire.ChatChunk | None:
         """Return the next chunk, None at the end of the stream."""
-        with self._faults("stopped sending"), anyio.fail_after(patience_s):
+        with self._faults("stopped sending", "broke off its answer"), anyio.fail_after(patience_s):
             data = await anext(events, None)
         return None if data is None or data.strip() == "[DONE]" else wire.parse_chunk(data, self._server)
 
-    async def _post(self, body: bytes, patience_s: float) -> httpx.Response:
+    async def _let_end(self, events: AsyncGenerator[str, None]) -> None:
+        """Read the end of the HTTP answer, which follows the last event at once, so that the connection is kept."""
+        with suppress(BackendUnavailable), self._faults("went on"), anyio.move_on_after(_LAST_BYTES_S):
+            await anext(events, None)
+
+    async def _post(self, model: str, body: bytes, patience_s: float) -> httpx.Response:
         """Return the opened stream of a 200 answer.
 
         About one in a hundred requests over a connection that already carried a stream fails (measured with
@@ -183,6 +196,8 @@ class OpenAIBackend:
             try:
                 response = await self._send(connections.kept, body)
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                self._listed_at = None  # it was perhaps restarted, with another model
+                await self._require_model(model)
                 response = await self._send(connections.fresh, body)
             if response.status_code == 200:
                 return response
@@ -199,15 +214,14 @@ class OpenAIBackend:
     async def _require_model(self, model: str) -> None:
         """Raise `ModelMissing` unless the server lists `model`: llama.cpp's accepts any name and runs its own."""
         async with self._listing:
-            if not self._knows(model):
+            fresh = self._listed_at is not None and anyio.current_time() - self._listed_at < MODELS_FRESH_S
+            if not (fresh and self._lists(model)):
                 await self._list_models()
-        if not self._knows(model):
+        if not self._lists(model):
             raise ModelMissing(f"{self.name} does not list the model {printable(model)}")
 
-    def _knows(self, model: str) -> bool:
-        if self._listed_at is None or anyio.current_time() - self._listed_at > MODELS_FRESH_S:
-            return False
-        return any(model == known.name for known in self._state.models)
+    def _lists(self, model: str) -> bool:
+        return any(model == listed.name for listed in self._state.models)
 
     async def _list_models(self) -> None:
         """Learn the models. Raises `BackendUnavailable`, `_Loading` when the server says that it is loading."""
@@ -240,17 +254,17 @@ class OpenAIBackend:
         return self._connections
 
     @contextmanager
-    def _faults(self, late: str) -> Iterator[None]:
+    def _faults(self, late: str, broken: str = "cannot be reached") -> Iterator[None]:
         """Turn every way in which a connection or an answer can fail into a `BackendUnavailable`."""
         try:
             yield
         except (TimeoutError, httpx.TimeoutException) as error:
-            raise _NoAnswer(f"{self.name} {late} ({self._root})") from error
+            raise _NoAnswer(f"{self.name} at {self._root} {late}") from error
         except (BadStream, SSEError) as error:
             raise BackendUnavailable(f"{self.name} {printable(error)}") from error
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             said = printable(error) or type(error).__name__
-            raise _NoAnswer(f"{self.name} cannot be reached at {self._root}: {said}") from error
+            raise _NoAnswer(f"{self.name} at {self._root} {broken}: {said}") from error
 
 
 class _NoAnswer(BackendUnavailable):

@@ -82,7 +82,7 @@ def normalise_url(url: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         raise ValueError("the backend's url cannot be read; write it like http://127.0.0.1:8080/v1") from None
-    if parts.scheme not in {"http", "https"} or not host:
+    if parts.scheme not in {"http", "https"} or not host or " " in parts.netloc:
         raise ValueError("the backend's url must start with http:// or https:// and name a host")
     if parts.username is not None or parts.password is not None:
         raise ValueError("the backend's url must not hold a password; set api_key instead")
