@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from pylon.text import printable
@@ -10,14 +11,14 @@ _MOST_LEAVES: Final = 3
 _LINE_LIMIT: Final = 500
 
 
-def describe_error(error: BaseException) -> str:
-    """Return `Type: message` in one printable line.
+def describe_error(error: BaseException, redact: Callable[[str], str] = str) -> str:
+    """Return `Type: message` in one printable line; `redact` sees the text before it is cut to length.
 
     An exception group is what its members say ("unhandled errors in a TaskGroup" helps nobody), at most three.
     """
     leaves: list[str] = []
     for leaf in _leaves(error):
-        line = _one(leaf)
+        line = printable(redact(_one(leaf)), limit=_LINE_LIMIT)
         if line not in leaves:
             leaves.append(line)
     more = f" (and {len(leaves) - _MOST_LEAVES} more)" if len(leaves) > _MOST_LEAVES else ""
@@ -36,4 +37,4 @@ def _one(error: BaseException) -> str:
     except Exception:  # noqa: BLE001  (somebody's __str__: naming the type must still work)
         message = ""
     name = type(error).__name__
-    return printable(f"{name}: {message}" if message else name, limit=_LINE_LIMIT)
+    return f"{name}: {message}" if message else name

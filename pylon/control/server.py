@@ -40,6 +40,7 @@ from pylon.control.views import (
     JobsQuery,
     ViewError,
 )
+from pylon.paths import FolderError, private_folder
 from pylon.store.records import Money, Work
 
 log = structlog.get_logger("pylon.control")
@@ -114,18 +115,17 @@ def control_socket(path: Path) -> Generator[socket.socket, None, None]:
 
 
 def _check_place(path: Path) -> None:
-    folder = path.parent
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_mode & 0o022:
-            raise ControlSocketError(f"others may write in {folder}: `chmod 700` it or choose another home")
+        private_folder(path.parent)
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise ControlSocketError(f"{path} is in the way and not a socket: move it")
         path.unlink()
     except FileNotFoundError:
         return  # nothing stale is there
+    except FolderError as error:
+        raise ControlSocketError(str(error)) from error
     except OSError as error:
-        raise ControlSocketError(f"cannot use {folder} for the control socket: {error}") from error
+        raise ControlSocketError(f"cannot remove the stale control socket {path}: {error.strerror}") from error
 
 
 def _config(views: ControlViews, limits: ControlLimits) -> uvicorn.Config:

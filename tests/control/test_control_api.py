@@ -151,6 +151,7 @@ def test_what_is_not_a_socket_stays(path: Path) -> None:
 def test_folder_open_to_others_is_refused(path: Path) -> None:
     path.parent.mkdir()
     path.parent.chmod(0o777)
+    (path.parent / "somebody's file").touch()
     with pytest.raises(ControlSocketError, match="chmod 700"), control_socket(path):
         pass
 
@@ -160,7 +161,7 @@ def test_too_long_path_says_what_to_do(tmp_path: Path) -> None:
         pass
 
 
-async def test_nobody_there(path: Path) -> None:
+def test_nobody_there(path: Path) -> None:
     client = ControlClient(path)
     with pytest.raises(DaemonNotRunning):
         client.status()
