@@ -24,8 +24,13 @@ def printable(text: object, *, limit: int = 200, keep_newlines: bool = False) ->
         if keep_newlines and char in "\n\t":
             out.append(char)
         elif unicodedata.category(char) in _HIDDEN:
-            code = ord(char)
-            out.append(f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+            out.append(_escape(ord(char)))
         else:
             out.append(char)
     return "".join(out) if len(raw) <= limit else "".join(out) + "…"
+
+
+def _escape(code: int) -> str:
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -103,9 +103,10 @@ def parse_secret_key(text: str) -> SecretKey:
 
 def _from_hex(text: str) -> bytes:
     try:
-        raw = bytes.fromhex(text)
+        # The length is that of the text: fromhex() itself would skip spaces between the digits.
+        raw = bytes.fromhex(text) if len(text) == 64 else b""
     except ValueError:
-        raise BadKey("neither 64 hex digits nor a NIP-19 key") from None
+        raw = b""
     if len(raw) != 32:
         raise BadKey("neither 64 hex digits nor a NIP-19 key")
     return raw
