@@ -16,6 +16,8 @@ import anyio
 
 from pylon.jobs import effects as do
 from pylon.jobs import facts
+from pylon.jobs.lifecycle import begin
+from pylon.jobs.openjobs import OpenJobs
 from pylon.jobs.ports import Clock, Publisher
 from pylon.jobs.recorder import NO_BOOKS, Moved, Recorder
 from pylon.nostr.nip90 import JobRequest
@@ -83,7 +85,7 @@ class Engine:
         self._publisher: Publisher | None = None
         self._stuck: list[tuple[Callable[[Tx], Any], Callable[[Any], None]]] = []
         self._counts: Counter[tuple[Work, Money]] = Counter()
-        self._open: dict[str, Job] = {}
+        self._open = OpenJobs()
         self._pending: set[str] = set()
         self._books = NO_BOOKS
         self._dead_letters = 0
@@ -92,8 +94,8 @@ class Engine:
     # --- what others look at ----------------------------------------------------------------------------------
 
     @property
-    def open_jobs(self) -> Mapping[str, Job]:
-        """Return every job whose work or money is not finished, by id."""
+    def open_jobs(self) -> OpenJobs:
+        """Return every job whose work or money is not finished."""
         return self._open
 
     @property
@@ -141,7 +143,8 @@ class Engine:
         )
         self._counts = Counter(counts)
         self._books, self._dead_letters = books, dead_letters
-        self._open = {job.id: job for job in jobs}
+        for job in jobs:
+            self._open.put(job)
         for item in items:
             self._deliver(item)
         for row in invoices:
@@ -175,16 +178,27 @@ class Engine:
         """
         now = int(self._clock())
         text = request.event.to_json()
+        if self._open.get(job.id) is not None:
+            done(None)
+            return
+        self._open.put(begin(job, mode).job)  # it takes its place before COMMIT, so that a burst finds it taken
 
         def run(tx: Tx) -> Moved | None:
             return self._recorder.accept(tx, job, text, mode, start=start, now=now)
 
         def committed(moved: Moved | None) -> None:
-            if moved is not None:
+            if moved is None:
+                self._open.drop(job.id)
+            else:
                 self._carry_out(moved, request)
             done(moved)
 
-        self._store.post(run, committed, failed)
+        def not_committed(error: BaseException) -> None:
+            self.faults[type(error).__name__] += 1
+            self._open.drop(job.id)
+            failed(error)
+
+        self._store.post(run, committed, not_committed)
 
     async def apply(self, job_id: str, *news: facts.Fact) -> Job | None:
         """Apply facts in one transaction and return the job after it; None when there is no such job.
@@ -276,9 +290,9 @@ class Engine:
         self._counts[(job.work, job.money)] += 1
         self._books += moved.books
         if job.purge_at is None:
-            self._open[job.id] = job
+            self._open.put(job)
         else:
-            self._open.pop(job.id, None)
+            self._open.drop(job.id)
 
     def _deliver(self, item: OutboxItem) -> None:
         assert self._publisher is not None and item.event_json is not None
@@ -323,7 +337,7 @@ class Engine:
     async def _watch_deadlines(self) -> None:
         while True:
             now = self._clock()
-            due = [job.id for job in self._open.values() if job.deadline_at <= now and job.work in _CAN_EXPIRE]
+            due = [job.id for job in self._open if job.deadline_at <= now and job.work in _CAN_EXPIRE]
             for job_id in due:
                 await self.apply(job_id, facts.Deadline())
             await anyio.sleep(_SWEEP_S)

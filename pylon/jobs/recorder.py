@@ -48,6 +48,7 @@ class RecorderConfig:
     retain_plaintext_s: int = 86_400
     delivery_timeout_s: int = 3_600
     invoice_expiry_s: int = 600
+    min_work_s: int = 30  # what an invoice that is paid at its last moment must leave of the deadline
     success_feedback: bool = True
     relay_hint: str = ""
 
@@ -184,7 +185,7 @@ class Recorder:
                     number=number,
                     amount_msats=job.price_msats,
                     created_at=now,
-                    expires_at=min(now + self._config.invoice_expiry_s, job.deadline_at),
+                    expires_at=min(now + self._config.invoice_expiry_s, job.deadline_at - self._config.min_work_s),
                 )
                 tx.want_invoice(row)
                 moved.invoices.append(row)

@@ -19,6 +19,7 @@ CREATE TABLE jobs (
     backend TEXT NOT NULL,
     model TEXT NOT NULL,
     price_msats INTEGER NOT NULL,
+    max_tokens INTEGER NOT NULL,
     accepted_at INTEGER NOT NULL,
     deadline_at INTEGER NOT NULL,
     relays TEXT NOT NULL,

@@ -70,7 +70,8 @@ ENDED: Final = frozenset({Work.DELIVERED, Work.FAILED, Work.CANCELLED, Work.EXPI
 class Job:
     """One accepted job request. Times are unix seconds, money is msats; `id` is the request's event id.
 
-    The request's own text lives apart (`Tx.request_json`): it is erased long before the row is.
+    `max_tokens` is the output that was priced. The request's own text lives apart (`Tx.request_json`): it is
+    erased long before the row is.
     """
 
     id: str
@@ -79,6 +80,7 @@ class Job:
     backend: str
     model: str
     price_msats: int
+    max_tokens: int
     accepted_at: int
     deadline_at: int
     relays: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ jobs = Table(
     Column("backend", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("price_msats", Integer, nullable=False),
+    Column("max_tokens", Integer, nullable=False),
     Column("accepted_at", Integer, nullable=False),
     Column("deadline_at", Integer, nullable=False),
     Column("relays", Text, nullable=False),

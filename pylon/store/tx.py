@@ -30,9 +30,10 @@ from pylon.store.records import (
 )
 
 JOB_COLUMNS: Final = (
-    "id, customer, kind, backend, model, price_msats, accepted_at, deadline_at, relays, work, money, version,"
-    " attempts, partial_sent, invoices, result_id, reason, updated_at, purge_at"
+    "id, customer, kind, backend, model, price_msats, max_tokens, accepted_at, deadline_at, relays, work, money,"
+    " version, attempts, partial_sent, invoices, result_id, reason, updated_at, purge_at"
 )
+_MARKS: Final = ",".join("?" * (JOB_COLUMNS.count(",") + 1))
 INVOICE_COLUMNS: Final = "own_id, job_id, number, amount_msats, created_at, expires_at, state, payment_hash, bolt11"
 OUTBOX_COLUMNS: Final = "event_id, job_id, topic, event_json, relays, created_at, deadline_at, state"
 SETTLEMENT_COLUMNS: Final = "payment_hash, job_id, amount_msats, earned_msats, settled_at"
@@ -51,19 +52,20 @@ def job_of(row: Sequence[Any]) -> Job:
         backend=row[3],
         model=row[4],
         price_msats=row[5],
-        accepted_at=row[6],
-        deadline_at=row[7],
-        relays=_texts(row[8]),
-        work=Work(row[9]),
-        money=Money(row[10]),
-        version=row[11],
-        attempts=row[12],
-        partial_sent=bool(row[13]),
-        invoices=row[14],
-        result_id=row[15],
-        reason=row[16],
-        updated_at=row[17],
-        purge_at=row[18],
+        max_tokens=row[6],
+        accepted_at=row[7],
+        deadline_at=row[8],
+        relays=_texts(row[9]),
+        work=Work(row[10]),
+        money=Money(row[11]),
+        version=row[12],
+        attempts=row[13],
+        partial_sent=bool(row[14]),
+        invoices=row[15],
+        result_id=row[16],
+        reason=row[17],
+        updated_at=row[18],
+        purge_at=row[19],
     )
 
 
@@ -124,8 +126,7 @@ class Tx:
     def insert_job(self, job: Job, request_json: str) -> bool:
         """Store a new job; False when its request was accepted before."""
         done = self._execute(
-            f"INSERT INTO jobs ({JOB_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-            " ON CONFLICT DO NOTHING",
+            f"INSERT INTO jobs ({JOB_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT DO NOTHING",
             (
                 job.id,
                 job.customer,
@@ -133,6 +134,7 @@ class Tx:
                 job.backend,
                 job.model,
                 job.price_msats,
+                job.max_tokens,
                 job.accepted_at,
                 job.deadline_at,
                 _json(job.relays),

@@ -89,6 +89,7 @@ def make_job(work: Work, money: Money, *, attempts: int = 1, partial: bool = Fal
         backend="b",
         model="m",
         price_msats=2000,
+        max_tokens=64,
         accepted_at=100,
         deadline_at=1000,
         work=work,

@@ -1,0 +1,319 @@
+"""The way in: from an event a relay sent to a stored job or a counted refusal, cheapest check first.
+
+Until a customer has paid, a request may cost bounded memory, one signature check and one budgeted reply. `offer` is
+called by the relays' reading loops: it is synchronous, never raises on what a stranger sent, and only posts to the
+store. A refused request is a counter and a remembered id, never a row; if it was addressed to us, its customer
+gets one error reply within a global budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from pylon.jobs import facts
+from pylon.jobs.catalogue import Catalogue, Offer
+from pylon.jobs.engine import Engine
+from pylon.jobs.policy import (
+    Address,
+    Counters,
+    Drop,
+    IntakePolicy,
+    RateLimiter,
+    SeenIds,
+    TokenBucket,
+    addressed_to,
+    check_load,
+    check_prompt,
+    check_times,
+    job_deadline,
+)
+from pylon.jobs.ports import Backend, BackendHealth, Clock, Publisher
+from pylon.jobs.pricing import Quote, check_bid, input_token_bound, quote
+from pylon.jobs.recorder import Moved
+from pylon.jobs.runner import Runner
+from pylon.jobs.textgen import KIND, TextGeneration, parse_textgen
+from pylon.nostr.event import Event, verify
+from pylon.nostr.keys import SecretKey
+from pylon.nostr.nip90 import (
+    DELETION_KIND,
+    BadRequest,
+    Denial,
+    ErrorPrefix,
+    JobRequest,
+    parse_deletion,
+    parse_request,
+)
+from pylon.nostr.nip90_fit import max_output_text_bytes
+from pylon.nostr.nip90_replies import error_draft
+from pylon.store.records import Job
+
+log = structlog.get_logger(__name__)
+
+OUTPUT_BYTES_PER_TOKEN: Final = 16
+"""What a token of output takes on the wire at most, for the check before an invoice: English text takes 4 to 5, and
+the worst texts of usual tokenizers stay below 12 on average. Whatever comes, the runner counts exactly and cuts."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeConfig:
+    """What intake needs of the settings. `limit_bytes` is the largest frame relays take; times in seconds."""
+
+    mode: facts.Mode = facts.Mode.PREPAY
+    policy: IntakePolicy = field(default_factory=IntakePolicy)
+    job_timeout_s: int = 3_600
+    max_pending: int = 256
+    min_work_s: int = 30
+    limit_bytes: int = 65_536
+    customer_relays: int = 3
+    relay_hint: str = ""
+
+
+class _Refused(Exception):
+    """Carries a denial, and our price when the bid is below it, out of the checks."""
+
+    def __init__(self, denial: Denial, amount_msats: int | None = None) -> None:
+        super().__init__(denial.info)
+        self.denial = denial
+        self.amount_msats = amount_msats
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A request that passed every check: what runs, on what, for how much."""
+
+    request: JobRequest
+    offer: Offer
+    max_tokens: int
+    quoted: Quote
+
+
+class Intake:
+    """Takes events from relays (`EventSink`) and turns the good ones into jobs."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        runner: Runner,
+        catalogue: Catalogue,
+        backends: Callable[[str], Backend],
+        publisher: Publisher,
+        key: SecretKey,
+        config: IntakeConfig,
+        clock: Clock,
+        payable: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._engine = engine
+        self._runner = runner
+        self._catalogue = catalogue
+        self._backends = backends
+        self._publisher = publisher
+        self._key = key
+        self._config = config
+        self._clock = clock
+        self._payable = payable
+        self._seen = SeenIds()
+        self._customers = RateLimiter(config.policy.requests_per_customer_per_minute)
+        self._replies = TokenBucket(config.policy.replies_per_minute)
+        self._pending = 0
+        self.counters = Counters()
+        self.accepted = 0
+        self.stopped: str | None = None
+
+    @property
+    def paused(self) -> str | None:
+        """Return why no job is taken now, or None."""
+        if self.stopped is not None:
+            return self.stopped
+        return None if self._engine.healthy else "the database cannot be written"
+
+    # --- EventSink --------------------------------------------------------------------------------------------
+
+    def offer(self, event: Event, relay_url: str) -> str | None:
+        """Take an event; returns the drop's reason, or None when it was taken or properly refused."""
+        if event.kind == DELETION_KIND:
+            return self._offer_deletion(event)
+        if event.kind != KIND:
+            return self._drop(Drop.UNWANTED_KIND)
+        if event.id in self._seen:
+            return self._drop(Drop.DUPLICATE)
+        if not verify(event):
+            return self._drop(Drop.BAD_SIGNATURE)
+        if self._pending >= self._config.max_pending:
+            # Not remembered: when the relay sends it again there may be room.
+            return self._drop(Drop.INTAKE_FULL)
+        self._seen.add(event.id)
+        self._take(event)
+        return None
+
+    def _drop(self, reason: Drop) -> str:
+        self.counters.add(reason)
+        return reason.value
+
+    # --- cancellations ----------------------------------------------------------------------------------------
+
+    def _offer_deletion(self, event: Event) -> str | None:
+        ids = [
+            job_id
+            for job_id in parse_deletion(event)
+            if (job := self._engine.open_jobs.get(job_id)) is not None and job.customer == event.pubkey
+        ]
+        # Checked only when it would do something: a deletion of nothing of ours costs no signature check.
+        if not ids:
+            return self._drop(Drop.UNKNOWN_JOB)
+        if not verify(event):
+            return self._drop(Drop.BAD_SIGNATURE)
+        for job_id in ids:
+            self._engine.post(job_id, facts.Cancel(facts.CancelledBy.CUSTOMER))
+        return None
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    def _take(self, event: Event) -> None:
+        now = self._clock()
+        # Whom it is meant for must be known even when the rest cannot be read: only those addressed get an answer.
+        address = addressed_to(
+            JobRequest(event=event, providers=tuple(event.tag_values("p"))), self._key.public_hex
+        )
+        if address is Address.OTHER:
+            self.counters.add(Drop.OTHER_PROVIDER)
+            return
+        try:
+            order = self._check(event, now)
+        except BadRequest as error:
+            self._refuse(event, address, error.denial, None, now)
+        except _Refused as error:
+            self._refuse(event, address, error.denial, error.amount_msats, now)
+        else:
+            self._accept(order, now)
+
+    def _check(self, event: Event, now: float) -> _Order:
+        policy = self._config.policy
+        request = parse_request(event)
+        _refuse_if(check_times(request, now, policy))
+        if self.paused is not None:
+            raise _Refused(Denial(ErrorPrefix.PAUSED, f"no jobs are taken now: {self.paused}"))
+        asked = parse_textgen(request)
+        if not self._customers.take(event.pubkey, now):
+            limit = policy.requests_per_customer_per_minute
+            raise _Refused(Denial(ErrorPrefix.RATE_LIMITED, f"at most {limit} requests a minute: wait"))
+        offer = self._find_offer(asked)
+        load = self._engine.open_jobs.load((offer.backend, offer.name), event.pubkey)
+        _refuse_if(check_load(load, policy, prepaid=self._config.mode is facts.Mode.PREPAY))
+        _refuse_if(check_prompt(asked.texts, policy))
+        max_tokens = self._max_tokens(asked, offer)
+        quoted = self._quote(asked, offer, max_tokens)
+        if (denial := check_bid(quoted, request.bid_msats)) is not None:
+            raise _Refused(denial, quoted.amount_msats)
+        if quoted.amount_msats:
+            self._check_payable(request, now)
+        return _Order(request, offer, max_tokens, quoted)
+
+    def _check_payable(self, request: JobRequest, now: float) -> None:
+        if (why := self._payable()) is not None:
+            raise _Refused(Denial(ErrorPrefix.PAYMENT_UNAVAILABLE, why))
+        deadline_at = job_deadline(int(now), self._config.job_timeout_s, request.expires_at)
+        if deadline_at - now < 2 * self._config.min_work_s:
+            raise _Refused(Denial(ErrorPrefix.EXPIRED, "the request expires too soon to be paid and worked on"))
+
+    def _find_offer(self, asked: TextGeneration) -> Offer:
+        offer = self._catalogue.find(asked.model)
+        if offer is None:
+            raise _Refused(Denial(ErrorPrefix.UNSUPPORTED_MODEL, "the model asked for is not offered here"))
+        state = self._backends(offer.backend).state()
+        if state.health is BackendHealth.DOWN:
+            raise _Refused(Denial(ErrorPrefix.BACKEND_UNAVAILABLE, "the model's server is down: try later"))
+        if state.models and all(model.name != offer.backend_model for model in state.models):
+            raise _Refused(Denial(ErrorPrefix.BACKEND_UNAVAILABLE, "the model's server does not have it now"))
+        return offer
+
+    def _max_tokens(self, asked: TextGeneration, offer: Offer) -> int:
+        """Return how much output is priced: what was asked for if it surely fits, never silently less."""
+        fits = max_output_text_bytes(self._config.limit_bytes) // OUTPUT_BYTES_PER_TOKEN
+        most = min(offer.max_output_tokens, fits)
+        context = self._context(offer)
+        prompt = input_token_bound(asked.texts)
+        if context is not None and prompt + (asked.max_tokens or 1) > context:
+            sentence = (
+                f"the prompt may take {prompt} tokens and the context has {context}: shorten it or lower max_tokens"
+            )
+            raise _Refused(Denial(ErrorPrefix.TOO_LARGE, sentence))
+        if asked.max_tokens is None:
+            left = most if context is None else min(most, context - prompt)
+            return min(offer.default_output_tokens, left)
+        if asked.max_tokens > most:
+            sentence = f"max_tokens is {asked.max_tokens}: at most {most} are generated and fit a relay's event"
+            raise _Refused(Denial(ErrorPrefix.TOO_LARGE, sentence))
+        return asked.max_tokens
+
+    def _context(self, offer: Offer) -> int | None:
+        if offer.context_tokens is not None:
+            return offer.context_tokens
+        models = self._backends(offer.backend).state().models
+        return next((model.context_tokens for model in models if model.name == offer.backend_model), None)
+
+    def _quote(self, asked: TextGeneration, offer: Offer, max_tokens: int) -> Quote:
+        quoted = quote(offer.price, input_token_bound(asked.texts), max_tokens)
+        if self._config.mode is facts.Mode.FREE:
+            return Quote(quoted.price, quoted.input_tokens, quoted.output_tokens, 0)
+        return quoted
+
+    # --- outcomes ---------------------------------------------------------------------------------------------
+
+    def _accept(self, order: _Order, now: float) -> None:
+        request, offer = order.request, order.offer
+        mode = self._config.mode if order.quoted.amount_msats else facts.Mode.FREE
+        deadline_at = job_deadline(int(now), self._config.job_timeout_s, request.expires_at)
+        job = Job(
+            id=request.id,
+            customer=request.customer,
+            kind=request.kind,
+            backend=offer.backend,
+            model=offer.name,
+            price_msats=order.quoted.amount_msats,
+            max_tokens=order.max_tokens,
+            accepted_at=int(now),
+            deadline_at=deadline_at,
+            relays=request.relays[: self._config.customer_relays],
+        )
+        lane = (offer.backend, offer.name)
+        start = mode is facts.Mode.FREE and self._runner.try_take(lane)
+        self._pending += 1
+
+        def done(moved: Moved | None) -> None:
+            self._pending -= 1
+            if moved is None:
+                self.counters.add(Drop.DUPLICATE)
+                if start:
+                    self._runner.give_back(lane)
+            else:
+                self.accepted += 1
+
+        def failed(error: BaseException) -> None:
+            self._pending -= 1
+            if start:
+                self._runner.give_back(lane)
+            log.error("job not stored", job=job.id, error=f"{type(error).__name__}: {error}")
+            self.counters.add(ErrorPrefix.INTERNAL)
+
+        self._engine.accept(job, request, mode, start=start, done=done, failed=failed)
+
+    def _refuse(self, event: Event, address: Address, denial: Denial, amount_msats: int | None, now: float) -> None:
+        self.counters.add(denial.prefix)
+        if address is not Address.TARGETED:
+            return
+        if not self._replies.take(now):
+            self.counters.add(Drop.NO_REPLY_BUDGET)
+            return
+        draft = error_draft(
+            event.id, event.pubkey, denial, amount_msats=amount_msats, relay_hint=self._config.relay_hint
+        )
+        self._publisher.publish_live(draft.sign(self._key, int(now)), ())
+
+
+def _refuse_if(denial: Denial | None) -> None:
+    if denial is not None:
+        raise _Refused(denial)

@@ -1,0 +1,78 @@
+"""The jobs that are not finished, with the counts that intake's limits ask for.
+
+A job enters when it is offered to the store (so that a burst cannot overfill the queue before the first COMMIT)
+and leaves when work and money are finished.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final, TypeVar
+
+from pylon.jobs.policy import Load
+from pylon.store.records import ENDED, Job, Money, Work
+
+K = TypeVar("K")
+
+LaneKey = tuple[str, str]
+"""A backend's name and an offered model's name: what shares slots and a queue."""
+
+_MAY_BE_PAID: Final = frozenset({Money.INVOICED, Money.CANCELLING})
+
+
+class OpenJobs:
+    """A table of unfinished jobs by id. One instance, changed on the event loop only."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Job] = {}
+        self._lane: Counter[LaneKey] = Counter()
+        self._customer: Counter[str] = Counter()
+        self._invoices: Counter[str] = Counter()
+        self._invoices_in_all = 0
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._jobs.values())
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def get(self, job_id: str) -> Job | None:
+        """Return the job, or None when it is not open."""
+        return self._jobs.get(job_id)
+
+    def put(self, job: Job) -> None:
+        """Add a job, or replace what was known of it."""
+        self.drop(job.id)
+        self._jobs[job.id] = job
+        self._count(job, 1)
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job, if it is here."""
+        job = self._jobs.pop(job_id, None)
+        if job is not None:
+            self._count(job, -1)
+
+    def load(self, lane: LaneKey, customer: str) -> Load:
+        """Return how full a lane is, and how much of it all is one customer's."""
+        return Load(
+            queued=self._lane[lane],
+            queued_of_customer=self._customer[customer],
+            open_invoices=self._invoices_in_all,
+            open_invoices_of_customer=self._invoices[customer],
+        )
+
+    def _count(self, job: Job, by: int) -> None:
+        if job.work not in ENDED:
+            # A job that awaits payment has its place in the queue: it was promised with the invoice.
+            _add(self._lane, (job.backend, job.model), by)
+            _add(self._customer, job.customer, by)
+        if job.work is Work.AWAITING_PAYMENT or job.money in _MAY_BE_PAID:
+            _add(self._invoices, job.customer, by)
+            self._invoices_in_all += by
+
+
+def _add(counter: Counter[K], key: K, by: int) -> None:
+    counter[key] += by
+    if not counter[key]:
+        del counter[key]  # strangers choose these keys: none may stay behind

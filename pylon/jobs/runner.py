@@ -1,0 +1,363 @@
+"""Runs jobs: one lane per (backend, model), as many attempts at once as the lane has slots.
+
+A slot is taken before the attempt is committed and given back when it ends, however it ends. The attempt streams
+from the backend, sends partials at a bounded rate, counts the output against what fits a relay, signs the result
+and reports it to the engine; what became of it is the engine's word alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+import orjson
+import structlog
+from anyio.abc import TaskGroup
+
+from pylon.jobs import facts
+from pylon.jobs.catalogue import Offer
+from pylon.jobs.engine import Engine
+from pylon.jobs.openjobs import LaneKey
+from pylon.jobs.policy import OutputBudget
+from pylon.jobs.ports import (
+    Backend,
+    BackendError,
+    BackendHealth,
+    Clock,
+    Delta,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Publisher,
+)
+from pylon.jobs.textgen import parse_textgen, to_generation
+from pylon.nostr.event import Event, parse_event
+from pylon.nostr.keys import SecretKey
+from pylon.nostr.nip90 import ErrorPrefix, JobRequest, parse_request
+from pylon.nostr.nip90_fit import fit_result
+from pylon.nostr.nip90_replies import partial_draft
+from pylon.store.records import Job, Money, Work
+from pylon.text import printable
+
+log = structlog.get_logger(__name__)
+
+_SPEED_MEMORY: Final = 0.2  # how much the newest attempt weighs in the estimate of a lane's speed
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerConfig:
+    """What running needs of the settings; times in seconds. `limit_bytes` is the largest frame relays take."""
+
+    limit_bytes: int = 65_536
+    partial_interval_s: float = 0.5
+    partial_min_chars: int = 16
+    retry_delay_s: float = 1.0
+    health_interval_s: float = 5.0
+    health_interval_down_s: float = 1.0
+    relay_hint: str = ""
+
+
+@dataclass(slots=True)
+class Lane:
+    """The queue and the slots of one model on one backend."""
+
+    offer: Offer
+    backend: Backend
+    queue: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    busy: int = 0
+    attempt_s: float | None = None  # how long an attempt takes of late
+
+    @property
+    def key(self) -> LaneKey:
+        """The lane's name: backend and offered model."""
+        return (self.offer.backend, self.offer.name)
+
+    @property
+    def free(self) -> int:
+        """How many slots are free."""
+        return self.offer.slots - self.busy
+
+    @property
+    def ready(self) -> bool:
+        """Whether the backend can work now."""
+        return self.backend.state().health is BackendHealth.READY
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One run, as it goes."""
+
+    job: Job
+    event: Event
+    lane: Lane
+    started: float
+    budget: OutputBudget
+    parts: list[str] = field(default_factory=list)
+    first_token: float | None = None
+    last_partial: float = 0.0
+    partials: int = 0
+    unsent_chars: int = 0
+
+    @property
+    def text(self) -> str:
+        """The output so far."""
+        return "".join(self.parts)
+
+
+class Runner:
+    """The workplace: lanes, slots, attempts."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        backends: Mapping[str, Backend],
+        offers: tuple[Offer, ...],
+        key: SecretKey,
+        publisher: Publisher,
+        config: RunnerConfig,
+        clock: Clock,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._backends = backends
+        self._key = key
+        self._publisher = publisher
+        self._config = config
+        self._clock = clock
+        self._monotonic = monotonic
+        self._lanes = {(o.backend, o.name): Lane(o, backends[o.backend]) for o in offers}
+        self._running: dict[str, anyio.CancelScope] = {}
+        self._tasks: TaskGroup | None = None
+        self._check_now = {name: anyio.Event() for name in backends}
+        self._draining = False
+        self._idle = anyio.Event()
+
+    # --- what others look at ----------------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> Mapping[LaneKey, Lane]:
+        """Return the lanes by name."""
+        return self._lanes
+
+    def eta_s(self, job: Job, ahead: int) -> int:
+        """Estimate how long a job takes once `ahead` others are before it; 0 when nothing was measured yet."""
+        lane = self._lanes.get((job.backend, job.model))
+        if lane is None or lane.attempt_s is None:
+            return 0
+        return round((ahead // lane.offer.slots + 1) * lane.attempt_s)
+
+    def try_take(self, key: LaneKey) -> bool:
+        """Take a slot for a job that would otherwise wait for nobody; it is given back with `give_back`."""
+        lane = self._lanes[key]
+        if self._draining or lane.queue or lane.free <= 0 or not lane.ready:
+            return False
+        lane.busy += 1
+        return True
+
+    def give_back(self, key: LaneKey) -> None:
+        """Give back a slot whose attempt was never committed."""
+        lane = self._lanes[key]
+        lane.busy -= 1
+        self._pump(lane)
+
+    # --- running ----------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Run attempts and watch the backends' health until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            for backend in self._backends.values():
+                tasks.start_soon(self._watch_health, backend)
+            task_status.started()
+
+    async def drain(self) -> None:
+        """Start nothing more, and return when the last running attempt has ended."""
+        self._draining = True
+        while self._running:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+    # --- Workplace --------------------------------------------------------------------------------------------
+
+    def enqueue(self, job: Job) -> None:
+        """Put a queued job into its lane; one that failed before waits a little longer each time."""
+        assert self._tasks is not None
+        lane = self._lanes.get((job.backend, job.model))
+        if lane is None:
+            sentence = f"the model {job.model} is no longer offered"
+            self._tasks.start_soon(self._refuse, job.id, sentence)
+        elif job.attempts and job.work is Work.QUEUED:
+            self._tasks.start_soon(self._enqueue_later, lane, job)
+        else:
+            lane.queue[job.id] = None
+            self._pump(lane)
+
+    def run_attempt(self, job: Job, request: JobRequest | None) -> None:
+        """Run an attempt that is committed; its slot was taken before."""
+        assert self._tasks is not None
+        scope = anyio.CancelScope()
+        self._running[job.id] = scope
+        self._tasks.start_soon(self._attempt, self._lanes[(job.backend, job.model)], job, request, scope)
+
+    def stop(self, job_id: str) -> None:
+        """Take a job out of its lane, or cancel its attempt; the backend's slot is freed."""
+        for lane in self._lanes.values():
+            lane.queue.pop(job_id, None)
+        if scope := self._running.get(job_id):
+            scope.cancel()
+
+    # --- lanes ------------------------------------------------------------------------------------------------
+
+    def _pump(self, lane: Lane) -> None:
+        """Start what may start."""
+        assert self._tasks is not None
+        while lane.queue and lane.free > 0 and not self._draining and lane.ready:
+            job_id, _ = lane.queue.popitem(last=False)
+            lane.busy += 1
+            self._tasks.start_soon(self._start, lane, job_id)
+
+    async def _start(self, lane: Lane, job_id: str) -> None:
+        job = await self._engine.apply(job_id, facts.Started())
+        if job is None or job.work is not Work.RUNNING:
+            self.give_back(lane.key)  # it was cancelled or expired on the way
+
+    async def _enqueue_later(self, lane: Lane, job: Job) -> None:
+        await anyio.sleep(self._config.retry_delay_s * 2 ** (job.attempts - 1))
+        now = self._engine.open_jobs.get(job.id)
+        if now is not None and now.work is Work.QUEUED:
+            lane.queue[job.id] = None
+            self._pump(lane)
+
+    async def _refuse(self, job_id: str, sentence: str) -> None:
+        """Fail a job that no lane can run: an attempt begins and ends, so the books say what happened."""
+        job = await self._engine.apply(job_id, facts.Started())
+        if job is not None and job.work is Work.RUNNING:
+            await self._engine.apply(job_id, facts.AttemptFailed(job.attempts, sentence, retryable=False))
+
+    async def _watch_health(self, backend: Backend) -> None:
+        while True:
+            state = await backend.check()
+            ready = state.health is BackendHealth.READY
+            if ready:
+                for lane in self._lanes.values():
+                    if lane.backend is backend:
+                        self._pump(lane)
+            pause_s = self._config.health_interval_s if ready else self._config.health_interval_down_s
+            with anyio.move_on_after(pause_s):
+                await self._check_now[backend.name].wait()
+            self._check_now[backend.name] = anyio.Event()
+
+    # --- one attempt ------------------------------------------------------------------------------------------
+
+    async def _attempt(self, lane: Lane, job: Job, request: JobRequest | None, scope: anyio.CancelScope) -> None:
+        try:
+            with scope:
+                await self._work(lane, job, request)
+        finally:
+            del self._running[job.id]
+            self.give_back(lane.key)
+            if not self._running:
+                self._idle.set()
+
+    async def _work(self, lane: Lane, job: Job, request: JobRequest | None) -> None:
+        try:
+            if request is None:
+                request = await self._load(job)
+            asked = to_generation(parse_textgen(request), lane.offer.backend_model, job.max_tokens)
+            attempt = _Attempt(job, request.event, lane, self._monotonic(), OutputBudget(self._config.limit_bytes))
+            output = await self._generate(attempt, asked)
+        except BackendError as error:
+            self._check_now[lane.backend.name].set()
+            sentence = printable(error, limit=300)
+            await self._fail(job, sentence, retryable=error.retryable, prefix=ErrorPrefix.FAILED)
+        except Exception as error:  # noqa: BLE001 - a fault of ours must end the attempt, not the daemon
+            log.error("attempt broke", job=job.id, error=f"{type(error).__name__}: {error}")
+            await self._fail(job, "an internal error", retryable=True, prefix=ErrorPrefix.INTERNAL)
+        else:
+            await self._engine.apply(job.id, output)
+
+    async def _load(self, job: Job) -> JobRequest:
+        text = await self._engine.query(lambda tx: tx.request_json(job.id))
+        if text is None:
+            raise LookupError("the request's text is gone")
+        return parse_request(parse_event(orjson.loads(text)))
+
+    async def _fail(self, job: Job, sentence: str, *, retryable: bool, prefix: ErrorPrefix) -> None:
+        fact = facts.AttemptFailed(job.attempts, sentence, retryable=retryable, prefix=prefix)
+        await self._engine.apply(job.id, fact)
+
+    async def _generate(self, attempt: _Attempt, asked: GenerationRequest) -> facts.Output:
+        finished = None
+        attempt.last_partial = attempt.started
+        async with aclosing(attempt.lane.backend.generate(asked)) as chunks:
+            async for chunk in chunks:
+                if isinstance(chunk, Finished):
+                    finished = chunk
+                    break
+                await self._take(attempt, chunk)
+                if attempt.budget.exhausted:
+                    break
+        if finished is None:
+            # Cut where no more fits a relay's frame: what it used is estimated.
+            finished = Finished(FinishReason.LENGTH, 0, len(attempt.parts), estimated=True)
+        return self._output(attempt, finished)
+
+    async def _take(self, attempt: _Attempt, chunk: Delta) -> None:
+        text = attempt.budget.take(chunk.text)
+        if not text:
+            return
+        now = self._monotonic()
+        if attempt.first_token is None:
+            attempt.first_token = now
+        attempt.parts.append(text)
+        attempt.unsent_chars += len(text)
+        due = now - attempt.last_partial >= self._config.partial_interval_s
+        if due and attempt.unsent_chars >= self._config.partial_min_chars:
+            await self._send_partial(attempt, now)
+
+    async def _send_partial(self, attempt: _Attempt, now: float) -> None:
+        job = attempt.job
+        if not attempt.partials and job.money is Money.SETTLED:
+            # From the first partial on a cancelling customer's charge stands: that must be stored before it leaves.
+            await self._engine.apply(job.id, facts.PartialSent())
+        attempt.partials += 1
+        attempt.unsent_chars = 0
+        attempt.last_partial = now
+        draft = partial_draft(
+            job.id,
+            job.customer,
+            attempt.text,
+            number=attempt.partials,
+            attempt=job.attempts,
+            relay_hint=self._config.relay_hint,
+        )
+        self._publisher.publish_live(draft.sign(self._key, int(self._clock())), job.relays)
+
+    def _output(self, attempt: _Attempt, finished: Finished) -> facts.Output:
+        job = attempt.job
+        draft = fit_result(
+            attempt.event,
+            attempt.text,
+            limit_bytes=self._config.limit_bytes,
+            amount_msats=job.price_msats or None,
+            relay_hint=self._config.relay_hint,
+        )
+        event = draft.sign(self._key, int(self._clock()))
+        took_s = self._monotonic() - attempt.started
+        lane = attempt.lane
+        before = took_s if lane.attempt_s is None else lane.attempt_s
+        lane.attempt_s = before + _SPEED_MEMORY * (took_s - before)
+        first_s = (attempt.first_token or attempt.started) - attempt.started
+        usage = facts.Usage(
+            prompt_tokens=finished.prompt_tokens,
+            output_tokens=finished.output_tokens,
+            estimated=finished.estimated,
+            first_token_ms=round(first_s * 1000),
+            duration_ms=round(took_s * 1000),
+        )
+        return facts.Output(job.attempts, event.id, event.to_json(), usage)
