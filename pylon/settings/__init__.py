@@ -3,6 +3,7 @@
 Importing it loads pydantic (about 0.3 s): commands that must answer at once import `pylon.paths` instead.
 """
 
+from pylon.logs import LogFormat, LogLevel
 from pylon.settings.errors import SettingsError
 from pylon.settings.load import LoadedSettings, Origin, OriginKind, load_settings
 from pylon.settings.model import (
@@ -10,8 +11,6 @@ from pylon.settings.model import (
     IdentitySettings,
     IntakeSettings,
     JobsSettings,
-    LogFormat,
-    LogLevel,
     LogSettings,
     Network,
     PaymentMode,

@@ -97,7 +97,7 @@ def load_settings(
     path = config_path or resolve_paths(environ).config_file
     if config_path is None and not path.exists():
         return merge_settings(None, {}, overrides or {}, environ)
-    return merge_settings(path, parse_document(_read_file(path), path), overrides or {}, environ)
+    return merge_settings(path, parse_document(read_settings_file(path), path), overrides or {}, environ)
 
 
 def parse_document(text: str, path: Path) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def holds_secret(document: Mapping[str, Any]) -> str | None:
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every plain value under its dotted key; arrays of tables count by index, other lists are one value."""
-    if isinstance(value, Mapping) and (value or not key):
+    if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from leaves(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):
@@ -154,8 +154,8 @@ def _field_at(key: str) -> Any:
     return find_field(tuple(int(part) if part.isdigit() else part for part in key.split(".")))
 
 
-def _read_file(path: Path) -> str:
-    """Return the file's text, refused when it holds a secret that others can read."""
+def read_settings_file(path: Path) -> str:
+    """Return the text of a settings file. Raises `SettingsError`, also for a secret that others can read."""
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -272,7 +272,7 @@ def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
 def _override(merged: Mapping[str, Any], key: str, value: object) -> dict[str, Any]:
     """Return a flag as nested values; a key inside an array of tables replaces the array by a changed copy."""
     top, *rest = key.split(".")
-    tables = merged.get(top)
+    tables = merged.get(top, [])
     if len(rest) == 2 and rest[0].isdigit() and isinstance(tables, list):
         index = int(rest[0])
         if index >= len(tables):

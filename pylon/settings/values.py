@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import SplitResult, urlsplit
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, SecretStr, StringConstraints
+
+from pylon.net.urls import DialRefused, parse_target
+
+_RELAY_SCHEMES: Final = frozenset({"ws", "wss"})
 
 
 class KeyFault(ValueError):
@@ -51,6 +55,10 @@ def _listed(value: object) -> object:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _unset_if_blank(value: object) -> object:
+    return (value.strip() or None) if isinstance(value, str) else value
+
+
 def _json_listed(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -62,30 +70,6 @@ def _json_listed(value: object) -> object:
 
 def _web_url(value: str) -> str:
     """Return a base URL without its closing slash."""
-    parts = _split(value, ("http", "https"))
-    if parts.query or parts.fragment:
-        raise ValueError("a base URL has no query and no fragment")
-    return parts.geturl().rstrip("/")
-
-
-def normalize_relay_url(value: str) -> str:
-    """Return a relay URL in its one spelling: lower-case scheme and host, no default port, no bare slash.
-
-    Raises `ValueError`.
-    """
-    parts = _split(value, ("ws", "wss"))
-    if parts.fragment:
-        raise ValueError("a relay URL has no fragment")
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
-    default_port = 443 if parts.scheme == "wss" else 80
-    port = "" if parts.port in (None, default_port) else f":{parts.port}"
-    path = "" if parts.path == "/" and not parts.query else parts.path
-    query = f"?{parts.query}" if parts.query else ""
-    return f"{parts.scheme}://{host}{port}{path}{query}"
-
-
-def _split(value: str, schemes: tuple[str, str]) -> SplitResult:
-    wanted = " or ".join(f"{scheme}://" for scheme in schemes)
     if not value.isprintable() or " " in value:
         raise ValueError("a URL has no spaces and no control characters")
     try:
@@ -93,17 +77,23 @@ def _split(value: str, schemes: tuple[str, str]) -> SplitResult:
         host, port = parts.hostname, parts.port
     except ValueError:
         raise ValueError("not a URL") from None
-    if parts.scheme not in schemes:
-        raise ValueError(f"the URL does not start with {wanted}")
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("the URL does not start with http:// or https://")
     if not host or port == 0:
         raise ValueError("the URL names no host")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("a URL with a password in it would show the secret; use the key made for it")
-    return parts
+    if "@" in parts.netloc:
+        raise ValueError("a password in a URL would be shown; use the key made for it")
+    if parts.query or parts.fragment:
+        raise ValueError("a base URL has no query and no fragment")
+    return parts.geturl().rstrip("/")
 
 
 def _relay_urls(values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(normalize_relay_url(value) for value in values))
+    """Return relay URLs in the one spelling that the dialer and the pool use too, each once."""
+    try:
+        return tuple(dict.fromkeys(parse_target(value, _RELAY_SCHEMES).url for value in values))
+    except DialRefused as refused:
+        raise ValueError(str(refused)) from None
 
 
 def _file_path(value: Path) -> Path:
@@ -139,6 +129,9 @@ RelayUrls = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(
 
 FilePath = Annotated[Path, AfterValidator(_file_path)]
 """An absolute path; `~` is the user's home."""
+
+Secret = Annotated[SecretStr | None, BeforeValidator(_unset_if_blank)]
+"""A secret, shown nowhere; blank text counts as not set."""
 
 Tables: Any = BeforeValidator(_json_listed)
 """Marks an array of tables, which the environment gives as JSON."""

@@ -1,0 +1,138 @@
+"""`pylon config set`: one key of the TOML file changed, its comments and layout kept.
+
+The whole is validated before anything is written, and the file is replaced in one step.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from pydantic import SecretStr
+from tomlkit.exceptions import TOMLKitError
+
+from pylon.paths import FolderError, private_folder
+from pylon.settings.errors import SettingsError, find_field, is_secret, unknown_key
+from pylon.settings.example import plain, render_example
+from pylon.settings.files import replace_file
+from pylon.settings.load import holds_secret, leaves, merge_settings, parse_document, read_settings_file
+from pylon.settings.model import section_types
+
+
+def split_key(key: str) -> tuple[str | int, ...]:
+    """Return a dotted key of the file in its parts. Raises `SettingsError` when no value lies there."""
+    location = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+    match location:
+        case (str(name),) if find_field(location) and name not in section_types() and name not in _ARRAYS:
+            return location
+        case (str(name), str()) if name in section_types() and find_field(location):
+            return location
+        case (str(name), int(), str()) if name in _ARRAYS and find_field(location):
+            return location
+        case (str(name), *_) if name in _ARRAYS and len(location) != 3:
+            raise SettingsError(key, f"is no single value; write {name}.0.<key>, counted from 0")
+        case (str(name),) if name in section_types():
+            raise SettingsError(
+                key, "is a table; name a key in it", allowed=", ".join(section_types()[name].model_fields)
+            )
+        case (str(name), *_) if name in section_types():
+            raise unknown_key(location[:2] if not find_field(location[:2]) else location)
+        case (_, int(), *_):
+            raise unknown_key(location)
+        case _:
+            raise unknown_key(location[:1])
+
+
+def holds_secret_key(key: str) -> bool:
+    """Tell whether a dotted key's value is a secret. Raises `SettingsError` for a key that does not exist."""
+    return is_secret(find_field(split_key(key)))
+
+
+def set_value(path: Path, key: str, text: str, environ: Mapping[str, str]) -> Any:
+    """Set a key in the file at `path` and return the value that it has now, masked when it is a secret.
+
+    The file is made from the annotated example where there is none. Raises `SettingsError`, and then nothing was
+    written.
+    """
+    location = split_key(key)
+    path = path.resolve()
+    before = read_settings_file(path) if path.exists() else render_example()
+    document = parse_document(before, path)
+    value = _validated(path, document, key, text, environ)
+    after = _edited(before, location, value, path)
+    changed = parse_document(after, path)
+    if dict(leaves(changed)) != {**dict(leaves(document)), key: value}:
+        raise SettingsError(
+            key, "cannot be set without disturbing the rest; edit the file by hand", place=str(path)
+        )
+    merge_settings(path, changed, {}, environ)
+    _write(path, after, secret=holds_secret(changed) is not None)
+    return value
+
+
+_ARRAYS = ("backends", "models")
+
+
+def _validated(path: Path, document: Mapping[str, Any], key: str, text: str, environ: Mapping[str, str]) -> Any:
+    """Return the value as TOML takes it, once the whole of the settings holds with it."""
+    settings = merge_settings(path, document, {key: text}, environ).settings
+    value: Any = settings
+    for part in split_key(key):
+        value = value[part] if isinstance(part, int) else getattr(value, part)
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return plain(value) if value is not None else ""
+
+
+def _edited(text: str, location: tuple[str | int, ...], value: Any, path: Path) -> str:
+    try:
+        document = tomlkit.parse(_with_line(text, location))
+        table: Any = document
+        for part in location[:-1]:
+            if isinstance(part, str) and part not in table:
+                table[part] = tomlkit.table()
+            table = table[part]
+        table[location[-1]] = value
+        return tomlkit.dumps(document)
+    except TOMLKitError as error:
+        raise SettingsError("", f"cannot be edited: {error}", place=str(path)) from None
+
+
+def _with_line(text: str, location: tuple[str | int, ...]) -> str:
+    """Take the `#` from the line that shows the default of a key, so that the value comes to stand there."""
+    *parent, key = location
+    if len(parent) > 1:
+        return text
+    lines = text.splitlines(keepends=True)
+    here = not parent
+    shown = None
+    for index, line in enumerate(lines):
+        if re.match(r"#?\[", line):
+            here = bool(parent) and re.match(rf"\[\s*{re.escape(str(parent[0]))}\s*\]", line) is not None
+        elif here and re.match(rf"{re.escape(str(key))}\s*=", line):
+            return text
+        elif here and shown is None and re.match(rf"#{re.escape(str(key))}\s*=", line):
+            shown = index
+    if shown is not None:
+        lines[shown] = lines[shown].removeprefix("#")
+    return "".join(lines)
+
+
+def _write(path: Path, text: str, *, secret: bool) -> None:
+    try:
+        if not path.parent.exists():
+            private_folder(path.parent)
+        mode = 0o600
+        with suppress(FileNotFoundError):
+            mode = stat.S_IMODE(path.stat().st_mode)
+        replace_file(path, text, mode=0o600 if secret else mode)
+    except FolderError as error:
+        raise SettingsError("", str(error)) from None
+    except OSError as error:
+        raise SettingsError("", f"cannot be written: {os.strerror(error.errno or 0)}", place=str(path)) from None
