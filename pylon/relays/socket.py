@@ -1,0 +1,152 @@
+"""The websocket under a relay connection: websockets' asyncio client with batched writes and no surprises.
+
+No compression (cheaper, and no decompression bombs), no redirects (a relay must not send us elsewhere), no
+logging (it would hold what strangers wrote). asyncio and uvloop set TCP_NODELAY on every TCP transport themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any, Final
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.protocol import State
+
+from pylon.net.dialer import Dialer, DialRefused
+from pylon.net.urls import parse_target
+from pylon.relays.state import PoolConfig
+from pylon.text import printable
+
+RELAY_SCHEMES: Final = frozenset({"ws", "wss"})
+
+_CLOSE_TIMEOUT_S: Final = 1.0
+_WRITE_HIGH_BYTES: Final = 256 * 1024
+_READ_HIGH_FRAMES: Final = 64
+_MESSAGE_TOO_BIG: Final = 1009
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_silent = logging.getLogger("pylon.relays.websockets")
+_silent.disabled = True
+
+
+def _nothing() -> None:
+    return None
+
+
+class RelaySocket(ClientConnection):
+    """A client connection that writes many frames at once and tells when its peer does not drain."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stalled_since: float | None = None
+        self.on_room: Callable[[], None] = _nothing
+
+    def pause_writing(self) -> None:
+        """Note that the transport's buffer is full."""
+        super().pause_writing()
+        self.stalled_since = self.loop.time()
+
+    def resume_writing(self) -> None:
+        """Note that the peer has drained the buffer."""
+        super().resume_writing()
+        self.stalled_since = None
+        self.on_room()
+
+    def write_texts(self, frames: Iterable[bytes]) -> None:
+        """Write text frames in one system call. Does nothing on a connection that is closing.
+
+        `send` costs 15 µs a frame here, this 5; the caller minds `stalled_since` instead of awaiting a drain.
+        """
+        if self.protocol.state is not State.OPEN or self.transport.is_closing():
+            return
+        for frame in frames:
+            self.protocol.send_text(frame)
+        self.transport.write(b"".join(self.protocol.data_to_send()))
+
+    def abort(self) -> None:
+        """Drop the connection without a farewell; `recv` raises."""
+        self.transport.abort()
+
+
+class _Connect(connect):
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
+async def open_configured(url: str, config: PoolConfig, tls: ssl.SSLContext | None) -> RelaySocket:
+    """Connect to a relay that the operator configured; proxies of the environment are used for remote ones."""
+    target = parse_target(url, RELAY_SCHEMES)
+    proxy = None if target.host in _LOOPBACK else True
+    return await _open(url, config, proxy=proxy, **({"ssl": tls} if target.secure and tls else {}))
+
+
+async def open_guarded(url: str, config: PoolConfig, tls: ssl.SSLContext | None, dialer: Dialer) -> RelaySocket:
+    """Connect to a relay that a stranger named, over the guarded dialer. Raises `DialRefused` beside the usual."""
+    dialed = await dialer.dial(url)
+    options: dict[str, Any] = {"sock": dialed.sock}
+    if dialed.server_hostname is not None:
+        options |= {"server_hostname": dialed.server_hostname} | ({"ssl": tls} if tls else {})
+    try:
+        return await _open(dialed.target.url, config, proxy=None, **options)
+    except BaseException:
+        dialed.sock.close()
+        raise
+
+
+async def _open(url: str, config: PoolConfig, **options: Any) -> RelaySocket:
+    connection = await _Connect(
+        url,
+        compression=None,
+        user_agent_header="pylon",
+        open_timeout=config.connect_timeout_s,
+        ping_interval=config.ping_interval_s,
+        ping_timeout=config.pong_timeout_s,
+        close_timeout=_CLOSE_TIMEOUT_S,
+        max_size=config.hard_frame_bytes,
+        max_queue=_READ_HIGH_FRAMES,
+        write_limit=_WRITE_HIGH_BYTES,
+        logger=_silent,
+        create_connection=RelaySocket,
+        **options,
+    )
+    assert isinstance(connection, RelaySocket)
+    return connection
+
+
+@lru_cache(maxsize=1024)
+def canonical_url(url: str) -> str:
+    """Return the one spelling of a relay URL by which relays are compared. Raises `DialRefused`."""
+    return parse_target(url, RELAY_SCHEMES).url
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the relay (or our own guard) said no, rather than being away."""
+    if isinstance(error, InvalidStatus):
+        return 400 <= error.response.status_code < 500
+    return isinstance(error, DialRefused)
+
+
+def describe(error: BaseException) -> str:
+    """Return one printable line for what ended or prevented a connection."""
+    match error:
+        case ConnectionClosed(sent=sent) if sent is not None and sent.code == _MESSAGE_TOO_BIG:
+            text = "a frame was larger than the hard limit"
+        case ConnectionClosed(rcvd=rcvd) if rcvd is not None:
+            text = f"closed by the relay: {rcvd.code} {rcvd.reason}"
+        case ConnectionClosed(sent=sent) if sent is not None:
+            text = f"closed by us: {sent.code} {sent.reason}"
+        case ConnectionClosed():
+            text = "the connection broke"
+        case InvalidStatus():
+            text = f"the relay answered HTTP {error.response.status_code}"
+        case TimeoutError():
+            text = "no answer in time"
+        case OSError() if error.strerror:
+            text = error.strerror
+        case _:
+            text = str(error) or type(error).__name__
+    return printable(text.rstrip())
