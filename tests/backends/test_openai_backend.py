@@ -542,7 +542,7 @@ async def _outcome(chat: Handler) -> list[Chunk] | BackendError:
             return error
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(parts=_parts, end=st.booleans())
 def test_any_stream_ends_well_or_in_a_backend_error(parts: list[bytes], end: bool) -> None:
     outcome = asyncio.run(_outcome(stream(*filter(None, parts), end=end)))
@@ -552,7 +552,7 @@ def test_any_stream_ends_well_or_in_a_backend_error(parts: list[bytes], end: boo
         assert all(isinstance(chunk, Delta) and chunk.text for chunk in deltas)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     head=st.sampled_from(
         [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 400 No\r\n", b"HTTP/1.1 302 Go\r\nLocation: ", STREAM_HEAD]
