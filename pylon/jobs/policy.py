@@ -200,11 +200,8 @@ class TokenBucket:
 
     def take(self, now: float) -> bool:
         """Take one token; False when there is none, and nothing is taken."""
-        full_at = self._rule.after_take(self._full_at, now)
-        if full_at is None:
-            return False
-        self._full_at = full_at
-        return True
+        taken, self._full_at = self._rule.take(self._full_at, now)
+        return taken
 
 
 class RateLimiter:
@@ -225,12 +222,11 @@ class RateLimiter:
 
     def take(self, customer: str, now: float) -> bool:
         """Take one of `customer`'s tokens; False when there is none."""
-        before = self._full_at.pop(customer, 0)
-        after = self._rule.after_take(before, now)
-        self._full_at[customer] = before if after is None else after
+        taken, full_at = self._rule.take(self._full_at.pop(customer, 0), now)
+        self._full_at[customer] = full_at  # put at the end: the order is that of last sight
         if len(self._full_at) > self._max_keys:
             self._full_at.popitem(last=False)
-        return after is not None
+        return taken
 
 
 class _Rate:
@@ -245,15 +241,15 @@ class _Rate:
         self.interval = -(-_MINUTE_MICROS // per_minute) if per_minute else 0
         self.window = self.interval * burst
 
-    def after_take(self, full_at: int, now: float) -> int | None:
-        """Return the state after one token was taken, or None when there is none."""
+    def take(self, full_at: int, now: float) -> tuple[bool, int]:
+        """Return whether a token was there, and the state to keep either way."""
         if not self.window:
-            return None
+            return False, full_at
         now_micros = int(now * _MICROS)
-        # A clock that was set back must not lock anyone out for longer than an empty bucket does.
-        start = min(max(full_at, now_micros), now_micros + self.window)
-        after = start + self.interval
-        return after if after - now_micros <= self.window else None
+        # A clock that was set back must not lock anyone out for longer than an empty bucket does: hence the min().
+        full_at = min(max(full_at, now_micros), now_micros + self.window)
+        after = full_at + self.interval
+        return (True, after) if after - now_micros <= self.window else (False, full_at)
 
 
 # --- memory of fixed size -------------------------------------------------------------------------------------
