@@ -1,0 +1,224 @@
+"""What a running daemon answers over the control API: its parts' states, without asking any of them anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from pylon import __version__
+from pylon.control.views import (
+    BackendLine,
+    DaemonState,
+    DaemonStatus,
+    EarningsView,
+    IntakeLine,
+    JobDetail,
+    JobsQuery,
+    JobView,
+    ModelLine,
+    NotFound,
+    QueueLine,
+    RelayLine,
+    StoreLine,
+    ViewError,
+    WalletLine,
+)
+from pylon.jobs import facts
+from pylon.jobs.engine import Engine
+from pylon.jobs.intake import Intake
+from pylon.jobs.ports import Backend, BackendHealth, Clock, Wallet
+from pylon.jobs.runner import Lane, Runner
+from pylon.nostr.keys import encode_npub
+from pylon.offline import OfflineViews, books_line, job_view
+from pylon.relays.pool import RelayPool
+from pylon.relays.state import RelayState, RelayStatus
+from pylon.store.records import Work
+from pylon.store.writer import Store
+
+
+@dataclass(slots=True)
+class Parts:
+    """The running parts of a daemon, for those who look at all of them."""
+
+    store: Store
+    engine: Engine
+    runner: Runner
+    intake: Intake
+    pool: RelayPool
+    backends: Mapping[str, Backend]
+    wallet: Wallet | None
+    payment_mode: facts.Mode
+    pubkey: str
+
+
+class LiveViews:
+    """Implements `ControlViews`. `stopping` tells whether a stop is under way, `stop` asks for one."""
+
+    def __init__(
+        self, parts: Parts, clock: Clock, *, stop: Callable[[], None], stopping: Callable[[], bool]
+    ) -> None:
+        self._parts = parts
+        self._clock = clock
+        self._stop = stop
+        self._stopping = stopping
+        self._started_at = clock()
+        self._offline = OfflineViews(parts.store.path)
+
+    def status(self) -> DaemonStatus:
+        """Return the state of every part."""
+        parts = self._parts
+        state, reasons = self._state()
+        paused = parts.intake.paused
+        return DaemonStatus(
+            version=__version__,
+            pid=os.getpid(),
+            npub=encode_npub(parts.pubkey),
+            pubkey=parts.pubkey,
+            started_at=int(self._started_at),
+            uptime_s=int(self._clock() - self._started_at),
+            state=state,
+            state_reasons=reasons,
+            payment_mode=parts.payment_mode.value,
+            store=self._store_line(),
+            relays=tuple(_relay_line(each) for each in parts.pool.states()),
+            backends=tuple(self._backend_line(each) for each in parts.backends.values()),
+            models=tuple(_model_line(lane) for lane in parts.runner.lanes.values()),
+            wallet=self._wallet_line(),
+            queue=tuple(self._queue_line(lane) for lane in parts.runner.lanes.values()),
+            jobs_by_state={f"{work}/{money}": count for (work, money), count in parts.engine.counts.items()},
+            books=books_line(parts.engine.books),
+            refused=parts.intake.counters.as_dict(),
+            intake=IntakeLine(accepted=parts.intake.accepted, paused=paused or ""),
+            outbox_pending=parts.engine.outbox_pending,
+            dead_letters=parts.engine.dead_letters,
+        )
+
+    async def jobs(self, query: JobsQuery) -> Sequence[JobView]:
+        """Return at most `query.limit` jobs, newest first."""
+        return await anyio.to_thread.run_sync(self._offline.jobs, query)
+
+    async def job(self, id_or_prefix: str, *, show_input: bool = False) -> JobDetail:
+        """Return one job. Raises `NotFound` or `Ambiguous`."""
+        return await anyio.to_thread.run_sync(lambda: self._offline.job(id_or_prefix, show_input=show_input))
+
+    async def cancel_job(self, id_or_prefix: str) -> JobView:
+        """Cancel as the operator. Raises `ViewError` when the job had ended, or its result is on its way."""
+        job_id = await anyio.to_thread.run_sync(self._offline.find, id_or_prefix)
+        job = await self._parts.engine.apply(job_id, facts.Cancel(facts.CancelledBy.OPERATOR))
+        if job is None:
+            raise NotFound(f"no job's id starts with {id_or_prefix}")
+        if job.work is not Work.CANCELLED:
+            raise ViewError(f"the job cannot be cancelled any more: it is {job.work.value}")
+        return job_view(job)
+
+    async def earnings(self, since: int | None, by: str) -> EarningsView:
+        """Return settled payments since unix seconds."""
+        return await anyio.to_thread.run_sync(self._offline.earnings, since, by)
+
+    def request_stop(self) -> None:
+        """Ask for a graceful stop."""
+        self._stop()
+
+    # --- lines ------------------------------------------------------------------------------------------------
+
+    def _state(self) -> tuple[DaemonState, tuple[str, ...]]:
+        if self._stopping():
+            return DaemonState.STOPPING, ()
+        parts = self._parts
+        health = [backend.state() for backend in parts.backends.values()]
+        reasons = []
+        if not parts.pool.any_connected:
+            reasons.append("no relay is connected")
+        reasons += [f"backend {each.name}: {each.health.value}" for each in health if each.health in _NOT_READY]
+        if parts.wallet is not None and not parts.wallet.state().ready:
+            reasons.append(f"wallet: {parts.wallet.state().detail}")
+        if (paused := parts.intake.paused) is not None:
+            reasons.append(f"no jobs are taken: {paused}")
+        if not reasons:
+            return DaemonState.READY, ()
+        if any(each.health in (BackendHealth.UNKNOWN, BackendHealth.LOADING) for each in health):
+            return DaemonState.STARTING, tuple(reasons)
+        return DaemonState.DEGRADED, tuple(reasons)
+
+    def _store_line(self) -> StoreLine:
+        health = self._parts.store.health
+        return StoreLine(health.healthy, health.detail, _size(self._parts.store.path))
+
+    def _backend_line(self, backend: Backend) -> BackendLine:
+        state = backend.state()
+        lanes = [lane for lane in self._parts.runner.lanes.values() if lane.backend is backend]
+        return BackendLine(
+            name=state.name,
+            kind=state.kind,
+            health=state.health.value,
+            detail=state.detail,
+            models=tuple(model.name for model in state.models),
+            slots=sum(lane.offer.slots for lane in lanes),
+            busy=sum(lane.busy for lane in lanes),
+        )
+
+    def _wallet_line(self) -> WalletLine | None:
+        if self._parts.wallet is None:
+            return None
+        state = self._parts.wallet.state()
+        return WalletLine(kind=state.kind, ready=state.ready, detail=state.detail, network=state.network)
+
+    def _queue_line(self, lane: Lane) -> QueueLine:
+        open_jobs = [job for job in self._parts.engine.open_jobs if (job.backend, job.model) == lane.key]
+        return QueueLine(
+            backend=lane.offer.backend,
+            model=lane.offer.name,
+            queued=sum(job.work is Work.QUEUED for job in open_jobs),
+            running=sum(job.work is Work.RUNNING for job in open_jobs),
+            slots=lane.offer.slots,
+            reserved=sum(job.work is Work.AWAITING_PAYMENT for job in open_jobs),
+        )
+
+
+_NOT_READY = frozenset({BackendHealth.UNKNOWN, BackendHealth.LOADING, BackendHealth.DOWN})
+
+
+def _relay_line(state: RelayState) -> RelayLine:
+    refused = [each.detail for each in state.subscriptions if each.detail]
+    detail = state.last_error if state.status is not RelayStatus.CONNECTED else "; ".join(refused)
+    return RelayLine(
+        url=state.url,
+        status=state.status.value,
+        authenticated=state.authenticated,
+        detail=detail or state.last_notice,
+        received=state.received,
+        sent=state.sent,
+        accepted=state.accepted,
+        refused=state.refused,
+        dropped=sum(state.dropped.values()),
+        reconnects=state.reconnects,
+        latency_ms=state.latency_ms,
+    )
+
+
+def _model_line(lane: Lane) -> ModelLine:
+    offer = lane.offer
+    names = {model.name for model in lane.backend.state().models}
+    return ModelLine(
+        name=offer.name,
+        backend=offer.backend,
+        base_msats=offer.price.base_msats,
+        per_1k_input_msats=offer.price.input_msats_per_1k,
+        per_1k_output_msats=offer.price.output_msats_per_1k,
+        aliases=offer.aliases,
+        available=lane.ready and offer.backend_model in names,
+    )
+
+
+def _size(path: Path) -> int:
+    found = 0
+    for each in (path, path.with_name(path.name + "-wal")):
+        try:
+            found += each.stat().st_size
+        except OSError:
+            continue  # the log is not always there
+    return found

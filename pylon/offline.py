@@ -1,0 +1,150 @@
+"""Views of the database alone: jobs and earnings, with or without a running daemon.
+
+The daemon's own views ask here from a worker thread; `pylon jobs` and `pylon earnings` ask directly when no
+daemon runs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pylon.control.views import (
+    Ambiguous,
+    AttemptLine,
+    BadQuery,
+    BooksLine,
+    EarningsBy,
+    EarningsRow,
+    EarningsView,
+    InvoiceLine,
+    JobDetail,
+    JobsQuery,
+    JobView,
+    JournalLine,
+    NotFound,
+)
+from pylon.nostr.keys import encode_npub
+from pylon.store.records import Books, Job, Money, Work
+from pylon.store.reports import Reports, Takings
+
+_UNDER_WAY = frozenset({Work.QUEUED, Work.RUNNING, Work.PRODUCED})
+
+
+class OfflineViews:
+    """Answers about jobs and money from a database file, read-only."""
+
+    def __init__(self, database: Path) -> None:
+        self._reports = Reports(database)
+
+    def jobs(self, query: JobsQuery) -> Sequence[JobView]:
+        """Return at most `query.limit` jobs, newest first. Raises `BadQuery` on a state that does not exist."""
+        try:
+            work = None if query.work is None else Work(query.work)
+            money = None if query.money is None else Money(query.money)
+        except ValueError as error:
+            raise BadQuery(f"there is no such state: {error}") from error
+        found = self._reports.jobs(work=work, money=money, limit=query.limit, after=query.after)
+        return [job_view(job) for job in found]
+
+    def find(self, id_or_prefix: str) -> str:
+        """Return the one id that starts like this. Raises `NotFound` or `Ambiguous`."""
+        match self._reports.ids_like(id_or_prefix):
+            case []:
+                raise NotFound(f"no job's id starts with {id_or_prefix}")
+            case [job_id]:
+                return job_id
+            case _:
+                raise Ambiguous(f"more than one job's id starts with {id_or_prefix}: give more of it")
+
+    def job(self, id_or_prefix: str, *, show_input: bool = False) -> JobDetail:
+        """Return one job with its history. Raises `NotFound` or `Ambiguous`."""
+        detail = self._reports.detail(self.find(id_or_prefix))
+        if detail is None:
+            raise NotFound(f"no job's id starts with {id_or_prefix}")
+        return JobDetail(
+            job=job_view(detail.job),
+            journal=tuple(JournalLine(int(line.at), line.entry) for line in detail.journal),
+            invoices=tuple(
+                InvoiceLine(
+                    number=row.number,
+                    state=row.state.value,
+                    amount_msats=row.amount_msats,
+                    created_at=row.created_at,
+                    expires_at=row.expires_at,
+                    payment_hash=row.payment_hash,
+                    bolt11=row.bolt11,
+                )
+                for row in detail.invoices
+            ),
+            attempts=tuple(
+                AttemptLine(
+                    number=each.number,
+                    started_at=int(each.started_at),
+                    ended_at=None if each.ended_at is None else int(each.ended_at),
+                    outcome=each.outcome,
+                )
+                for each in detail.attempts
+            ),
+            request_json=detail.request_json if show_input else None,
+        )
+
+    def earnings(self, since: int | None, by: str) -> EarningsView:
+        """Return settled payments since unix seconds, split by an `EarningsBy`."""
+        split = EarningsBy(by)
+        takings = self._reports.takings(since)
+        groups: dict[str, list[Takings]] = defaultdict(list)
+        for each in takings:
+            if split is EarningsBy.DAY:
+                groups[datetime.fromtimestamp(each.settled_at, UTC).date().isoformat()].append(each)
+            elif split is EarningsBy.MODEL:
+                groups[each.model].append(each)
+        rows = tuple(EarningsRow(label, len(group), _sum(group)) for label, group in sorted(groups.items()))
+        return EarningsView(by=split, payments=len(takings), total=_sum(takings), since=since, rows=rows)
+
+
+def offline_views(database: Path) -> OfflineViews:
+    """Return the views of a database file."""
+    return OfflineViews(database)
+
+
+def job_view(job: Job) -> JobView:
+    """Return a job as the control API shows it."""
+    return JobView(
+        id=job.id,
+        customer=encode_npub(job.customer),
+        kind=job.kind,
+        model=job.model,
+        work=job.work.value,
+        money=job.money.value,
+        price_msats=job.price_msats,
+        attempts=job.attempts,
+        accepted_at=job.accepted_at,
+        deadline_at=job.deadline_at,
+        reason=job.reason,
+        result_id=job.result_id,
+    )
+
+
+def books_line(books: Books) -> BooksLine:
+    """Return sums of money as the control API shows them."""
+    return BooksLine(
+        received_msats=books.received_msats,
+        earned_msats=books.earned_msats,
+        owed_msats=books.owed_msats,
+        in_work_msats=books.in_work_msats,
+        refund_due_msats=books.refund_due_msats,
+    )
+
+
+def _sum(takings: Sequence[Takings]) -> BooksLine:
+    received = sum(each.received_msats for each in takings)
+    earned = sum(each.earned_msats for each in takings)
+    in_work = sum(
+        min(each.received_msats - each.earned_msats, each.price_msats)
+        for each in takings
+        if each.money is Money.SETTLED and each.work in _UNDER_WAY
+    )
+    return books_line(Books(received, earned, in_work, received - earned - in_work))

@@ -1,0 +1,151 @@
+"""What people ask the database: listings and sums, read-only, through SQLAlchemy Core.
+
+Each question opens its own connection, so a long listing never holds up the writer (WAL). Synchronous: the daemon
+asks from a worker thread, the command line directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Select, and_, create_engine, func, or_, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from pylon.store import schema
+from pylon.store.errors import StoreUnavailable
+from pylon.store.records import Attempt, InvoiceRow, Job, JournalEntry, Money, Work
+from pylon.store.tx import ATTEMPT_COLUMNS, INVOICE_COLUMNS, JOB_COLUMNS, attempt_of, invoice_of, job_of
+
+_DAY_S: Final = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """One job with everything that happened to it."""
+
+    job: Job
+    journal: tuple[JournalEntry, ...]
+    invoices: tuple[InvoiceRow, ...]
+    attempts: tuple[Attempt, ...]
+    request_json: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Takings:
+    """Money received for one job at one time, with what the job says about it; all msats."""
+
+    settled_at: int
+    model: str
+    work: Work
+    money: Money
+    price_msats: int
+    received_msats: int
+    earned_msats: int
+
+
+class Reports:
+    """Read-only questions to the database at `path`, which must exist. Raises `StoreUnavailable`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._engine = create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", poolclass=NullPool)
+
+    def jobs(self, *, work: Work | None, money: Money | None, limit: int, after: str | None) -> list[Job]:
+        """Return jobs, newest first; `after` is the id of the last one already seen."""
+        table = schema.jobs
+        query = _columns(table, JOB_COLUMNS).order_by(table.c.accepted_at.desc(), table.c.id.desc()).limit(limit)
+        if work is not None:
+            query = query.where(table.c.work == work.value)
+        if money is not None:
+            query = query.where(table.c.money == money.value)
+        with self._connect() as connection:
+            if after is not None:
+                found = connection.execute(select(table.c.accepted_at).where(table.c.id == after)).scalar()
+                if found is None:
+                    return []
+                earlier = or_(table.c.accepted_at < found, and_(table.c.accepted_at == found, table.c.id < after))
+                query = query.where(earlier)
+            return [job_of(row) for row in connection.execute(query)]
+
+    def ids_like(self, prefix: str, limit: int = 2) -> list[str]:
+        """Return up to `limit` job ids that start with `prefix` (hex)."""
+        table = schema.jobs
+        query = select(table.c.id).where(table.c.id >= prefix, table.c.id < prefix + "g").limit(limit)
+        with self._connect() as connection:
+            return [str(row[0]) for row in connection.execute(query)]
+
+    def detail(self, job_id: str) -> Detail | None:
+        """Return a job and its history, or None."""
+        journal, requests = schema.journal, schema.requests
+        with self._connect() as connection:
+            row = connection.execute(_columns(schema.jobs, JOB_COLUMNS).where(schema.jobs.c.id == job_id)).first()
+            if row is None:
+                return None
+            lines = connection.execute(
+                select(journal.c.seq, journal.c.at, journal.c.topic, journal.c.job_id, journal.c.entry)
+                .where(journal.c.job_id == job_id)
+                .order_by(journal.c.seq)
+            )
+            invoices = connection.execute(
+                _columns(schema.invoices, INVOICE_COLUMNS)
+                .where(schema.invoices.c.job_id == job_id)
+                .order_by(schema.invoices.c.number)
+            )
+            attempts = connection.execute(
+                _columns(schema.attempts, ATTEMPT_COLUMNS)
+                .where(schema.attempts.c.job_id == job_id)
+                .order_by(schema.attempts.c.number)
+            )
+            text = connection.execute(select(requests.c.request_json).where(requests.c.job_id == job_id)).scalar()
+            return Detail(
+                job_of(row),
+                tuple(JournalEntry(*line) for line in lines),
+                tuple(invoice_of(each) for each in invoices),
+                tuple(attempt_of(each) for each in attempts),
+                text,
+            )
+
+    def takings(self, since: int | None) -> list[Takings]:
+        """Return what was received per job and UTC day, oldest first; the caller sums as it likes."""
+        money, jobs = schema.settlements, schema.jobs
+        day = money.c.settled_at - money.c.settled_at % _DAY_S
+        query = (
+            select(
+                day,
+                jobs.c.model,
+                jobs.c.work,
+                jobs.c.money,
+                jobs.c.price_msats,
+                func.sum(money.c.amount_msats),
+                func.sum(money.c.earned_msats),
+            )
+            .join(jobs, jobs.c.id == money.c.job_id)
+            .group_by(money.c.job_id, day)
+            .order_by(day)
+        )
+        if since is not None:
+            query = query.where(money.c.settled_at >= since)
+        with self._connect() as connection:
+            return [
+                Takings(row[0], row[1], Work(row[2]), Money(row[3]), row[4], row[5], row[6])
+                for row in connection.execute(query)
+            ]
+
+    @contextmanager
+    def _connect(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreUnavailable(
+                f"the database {self._path} cannot be read: {error.__cause__ or error}"
+            ) from error
+
+
+def _columns(table: Any, names: str) -> Select[Any]:
+    return select(*(table.c[name.strip()] for name in names.split(",")))
