@@ -18,7 +18,7 @@ from typing import Any, Final
 from pylon.nostr.bolt11 import BadInvoice, InvoiceFacts, Network, read_invoice
 from pylon.wallets.fake_server.node import Draft, Node
 
-PAGE: Final = 200
+PAGE: Final = 50
 FEE_PPM: Final = 1_000
 """What a simulated payment to another node costs: 0.1 percent, rounded up to a msat."""
 
@@ -132,7 +132,7 @@ class Ledger:
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self._clock = clock
         # The app runs one call at a time, but not always on the same thread.
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
@@ -216,14 +216,14 @@ class Ledger:
                 if done.payment_hash != facts.payment_hash:
                     raise Refused(409, "another invoice was paid under this own_id")
                 return done
+            if self._db.execute("SELECT 1 FROM payments WHERE payment_hash = ?", (facts.payment_hash,)).fetchone():
+                raise Refused(409, "this invoice was already paid under another own_id")
             amount_msats, fee_msats, invoice = self._plan(facts, bolt11)
             if fee_msats > max_fee_msats:
                 raise Refused(409, f"the route costs {fee_msats} msats, more than the {max_fee_msats} allowed")
             balance = self.totals().balance_msats
             if amount_msats + fee_msats > balance:
                 raise Refused(409, f"the balance of {balance} msats is too small")
-            if self._db.execute("SELECT 1 FROM payments WHERE payment_hash = ?", (facts.payment_hash,)).fetchone():
-                raise Refused(409, "this invoice was already paid under another own_id")
             now = int(self._clock())
             self._db.execute(
                 "INSERT INTO payments VALUES (?, ?, ?, ?, ?, ?)",

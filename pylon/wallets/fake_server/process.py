@@ -50,7 +50,7 @@ class _Server(uvicorn.Server):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the wallet until SIGTERM or SIGINT. Returns the exit code; 2 for wrong arguments or a database in use."""
+    """Run the wallet until SIGTERM or SIGINT. Returns the exit code, 2 for wrong arguments."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -68,19 +68,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         ledger = Ledger(options.db, time.time)
     except sqlite3.Error as error:
-        sys.stderr.write(f"fake wallet: cannot use {options.db}: {error}\n")
-        return 2
+        return _fail(f"cannot use {options.db}: {error}")
     with closing(ledger):
-        anyio.run(_serve, options, ledger, faults, parent)
+        try:
+            listener, address = _listen(options.uds, options.port)
+        except OSError as error:
+            return _fail(f"cannot listen: {error}")
+        anyio.run(_serve, options, ledger, faults, parent, listener, address)
     return 0
 
 
-async def _serve(options: argparse.Namespace, ledger: Ledger, faults: Faults, parent: int | None) -> None:
+def _fail(sentence: str) -> int:
+    sys.stderr.write(f"fake wallet: {sentence}\n")
+    return 2
+
+
+async def _serve(
+    options: argparse.Namespace,
+    ledger: Ledger,
+    faults: Faults,
+    parent: int | None,
+    listener: socket.socket,
+    address: str,
+) -> None:
     # Another sequence after each restart, yet the same one when the whole run is repeated.
     dice = Dice(faults, random.Random(f"{options.seed}:{ledger.boots}"))  # noqa: S311 - faults, not secrets
     app = FakeWalletApp(ledger, dice, _tokens(options.db), time.time)
     await app.fail_invoices()
-    listener, address = _listen(options.uds, options.port)
     config = uvicorn.Config(
         app.asgi(),
         loop="asyncio",
@@ -123,7 +137,11 @@ def _stop(server: _Server, app: FakeWalletApp) -> None:
 
 def _listen(uds: Path | None, port: int) -> tuple[socket.socket, str]:
     if uds is None:
-        listener = socket.create_server(("127.0.0.1", port))
+        # asyncio sets TCP_NODELAY only where the protocol is named; without it an answer waits 44 ms.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
         return listener, f"http://127.0.0.1:{listener.getsockname()[1]}"
     # The database is locked by now, so a socket that is still there was left by a process that was killed.
     if uds.is_socket():
