@@ -1,0 +1,181 @@
+"""`pylon status`: one look tells what is going on."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pylon.cli.context import CliContext
+from pylon.cli.layout import Cell, Colour, Screen, cell, duration, sats, size
+from pylon.cli.output import say
+from pylon.cli.views import NOT_RUNNING, control_client, require_free_home
+from pylon.control.client import DaemonNotRunning
+from pylon.control.codec import dump_json
+from pylon.control.views import BackendLine, DaemonState, DaemonStatus, RelayLine
+
+_STATE_COLOURS = {DaemonState.READY: Colour.GOOD, DaemonState.DEGRADED: Colour.BAD}
+_GOOD_WORDS = frozenset({"connected", "ready"})
+
+
+def command(
+    ctx: typer.Context,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+) -> int:
+    """Show what is going on: relays, backends, wallet, queue, jobs and money.
+
+    Exit code: 0 when it runs and is ready, 1 when it runs and is not (starting, degraded, stopping), 3 when it
+    does not run.
+    """
+    context: CliContext = ctx.obj
+    try:
+        status = control_client(context.paths, timeout_s=5).status()
+    except DaemonNotRunning:
+        require_free_home(context.paths)
+        say(dump_json({"state": "not-running"}) if json else "pylon is not running (start it: pylon start)")
+        return NOT_RUNNING
+    if json:
+        say(dump_json(status, indent=2))
+    else:
+        screen = Screen()
+        show(status, screen)
+        say(screen.text())
+    return 0 if status.state is DaemonState.READY else 1
+
+
+def show(status: DaemonStatus, screen: Screen) -> None:
+    """Put a daemon's state on the screen."""
+    _show_head(status, screen)
+    _show_relays(status, screen)
+    _show_backends(status, screen)
+    _show_models(status, screen)
+    _show_queue(status, screen)
+    _show_money(status, screen)
+    _show_counts(status, screen)
+
+
+def _show_head(status: DaemonStatus, screen: Screen) -> None:
+    state = cell(status.state, _STATE_COLOURS.get(status.state, Colour.WARN))
+    rows = [
+        (cell("pylon"), cell(status.version)),
+        (cell("state"), state),
+        *((cell("because"), cell(reason, Colour.WARN, limit=300)) for reason in status.state_reasons),
+        (cell("identity"), cell(status.npub)),
+        (cell("uptime"), cell(f"{duration(status.uptime_s)} (process {status.pid})")),
+        (cell("payment"), cell(status.payment_mode)),
+    ]
+    wallet = status.wallet
+    if wallet is None:
+        rows.append((cell("wallet"), cell("none")))
+    else:
+        told = ", ".join(part for part in (wallet.network, wallet.detail) if part)
+        word, colour = ("ready", Colour.GOOD) if wallet.ready else ("not ready", Colour.BAD)
+        rows.append(
+            (cell("wallet"), cell(f"{wallet.kind}: {word}{f' ({told})' if told else ''}", colour, limit=300))
+        )
+    paused = status.intake.paused
+    taken = f"{status.intake.accepted} accepted"
+    rows.append((cell("intake"), cell(f"paused: {paused}", Colour.BAD, limit=300) if paused else cell(taken)))
+    store = status.store
+    fine = f"{size(store.database_bytes)}, {status.outbox_pending} to publish, {status.dead_letters} undeliverable"
+    rows.append(
+        (cell("store"), cell(fine) if store.healthy else cell(f"failed: {store.detail}", Colour.BAD, limit=300))
+    )
+    screen.table(rows)
+
+
+def _show_relays(status: DaemonStatus, screen: Screen) -> None:
+    connected = sum(relay.status == "connected" for relay in status.relays)
+    screen.heading(f"Relays ({connected} of {len(status.relays)} connected)")
+    titles = ("url", "state", "in", "out", "ok", "refused", "dropped", "reconnects", "ping", "")
+    _table(screen, titles, [_relay_row(relay) for relay in status.relays])
+
+
+def _relay_row(relay: RelayLine) -> list[Cell]:
+    state = f"{relay.status}, auth" if relay.authenticated else relay.status
+    ping = "" if relay.latency_ms is None else f"{relay.latency_ms:.0f} ms"
+    counts = (relay.received, relay.sent, relay.accepted, relay.refused, relay.dropped, relay.reconnects)
+    return [
+        cell(relay.url),
+        cell(state, _health_colour(relay.status)),
+        *(cell(count) for count in counts),
+        cell(ping),
+        cell(relay.detail, limit=120),
+    ]
+
+
+def _show_backends(status: DaemonStatus, screen: Screen) -> None:
+    screen.heading("Backends")
+    _table(
+        screen, ("name", "kind", "state", "busy", "models", ""), [_backend_row(item) for item in status.backends]
+    )
+
+
+def _backend_row(backend: BackendLine) -> list[Cell]:
+    return [
+        cell(backend.name),
+        cell(backend.kind),
+        cell(backend.health, _health_colour(backend.health)),
+        cell(f"{backend.busy}/{backend.slots}"),
+        cell(", ".join(backend.models)),
+        cell(backend.detail, limit=120),
+    ]
+
+
+def _show_models(status: DaemonStatus, screen: Screen) -> None:
+    screen.heading("Models on offer")
+    titles = ("name", "backend", "now", "base", "per 1k input", "per 1k output", "also known as")
+    rows = []
+    for model in status.models:
+        now = cell("yes", Colour.GOOD) if model.available else cell("no", Colour.BAD)
+        prices = (model.base_msats, model.per_1k_input_msats, model.per_1k_output_msats)
+        names = cell(", ".join(model.aliases))
+        rows.append([cell(model.name), cell(model.backend), now, *(_amount(price) for price in prices), names])
+    _table(screen, titles, rows)
+
+
+def _show_queue(status: DaemonStatus, screen: Screen) -> None:
+    screen.heading("Queue")
+    rows = [
+        [cell(line.backend), cell(line.model), *map(cell, (line.queued, line.running, line.slots, line.reserved))]
+        for line in status.queue
+    ]
+    _table(screen, ("backend", "model", "waiting", "running", "slots", "reserved"), rows)
+
+
+def _show_money(status: DaemonStatus, screen: Screen) -> None:
+    books = status.books
+    owed = Colour.WARN if books.refund_due_msats else Colour.NONE
+    screen.heading("Money")
+    rows = (
+        ("received", books.received_msats, Colour.NONE),
+        ("earned", books.earned_msats, Colour.GOOD if books.earned_msats else Colour.NONE),
+        ("owed", books.owed_msats, Colour.NONE),
+        ("  for work under way", books.in_work_msats, Colour.NONE),
+        ("  refunds due", books.refund_due_msats, owed),
+    )
+    screen.table([[cell(name), _amount(amount, colour)] for name, amount, colour in rows], indent="  ")
+
+
+def _show_counts(status: DaemonStatus, screen: Screen) -> None:
+    for title, counts in (("Jobs (work/money)", status.jobs_by_state), ("Refused, by reason", status.refused)):
+        screen.heading(title)
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        _table(screen, (), [[cell(count), cell(name)] for name, count in ordered])
+
+
+def _table(screen: Screen, titles: tuple[str, ...], rows: list[list[Cell]]) -> None:
+    if not rows:
+        screen.line("  none", Colour.DIM)
+        return
+    # A title stands like its column's values do.
+    head = [Cell(title, Colour.DIM, rows[0][at].right) for at, title in enumerate(titles)]
+    screen.table([head, *rows] if head else rows, indent="  ")
+
+
+def _amount(amount_msats: int, colour: Colour = Colour.NONE) -> Cell:
+    return Cell(sats(amount_msats), colour, right=True)
+
+
+def _health_colour(word: str) -> Colour:
+    return Colour.GOOD if word in _GOOD_WORDS else Colour.BAD
