@@ -213,10 +213,8 @@ class Session:
         for name, subscription in self._subscriptions.items():
             if subscription.status in _ENDED and now >= subscription.retry_at:
                 self._request(name, subscription)
-        answers = [
-            self._give_up(event_id, Verdict.AUTH_REQUIRED, text)
-            for event_id, text in (self._parked.copy() if self._auth is _Auth.REFUSED else {}).items()
-        ]
+        refused = list(self._parked) if self._auth is _Auth.REFUSED else []
+        answers = [self._give_up(event_id, Verdict.AUTH_REQUIRED, self.auth_error) for event_id in refused]
         oldest = now - self._config.publish_timeout_s
         overdue = []
         for event_id, unanswered in self._unanswered.items():
@@ -374,6 +372,10 @@ class Session:
         self.auth_error = f"AUTH refused: {printable(message.text) or 'no reason given'}"
         if self._challenge:
             self._authenticate(now)
+            return
+        for subscription in self._subscriptions.values():
+            if subscription.status is SubscriptionStatus.AUTH:
+                subscription.status = SubscriptionStatus.CLOSED
 
     def _on_auth_silence(self, now: float) -> None:
         if self._challenge and self._auths_left > 0:
