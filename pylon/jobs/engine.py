@@ -87,6 +87,7 @@ class Engine:
         self._counts: Counter[tuple[Work, Money]] = Counter()
         self._open = OpenJobs()
         self._pending: set[str] = set()
+        self._all_sent = anyio.Event()
         self._books = NO_BOOKS
         self._dead_letters = 0
         self.faults: Counter[str] = Counter()
@@ -225,6 +226,12 @@ class Engine:
         """Run a small read or mark on the writer, waiting out a store that cannot commit."""
         return await self._write(read, None)
 
+    async def outbox_empty(self) -> None:
+        """Wait until every stored event is confirmed or given up."""
+        while self._pending:
+            self._all_sent = anyio.Event()
+            await self._all_sent.wait()
+
     # --- DeliverySink -----------------------------------------------------------------------------------------
 
     def confirmed(self, event_id: str, relay_url: str) -> None:
@@ -252,6 +259,8 @@ class Engine:
         event_id, state, moved = outcome
         if event_id in self._pending:
             self._pending.discard(event_id)
+            if not self._pending:
+                self._all_sent.set()
             self._dead_letters += state is OutboxState.DEAD
         self._committed(moved)
 

@@ -144,11 +144,12 @@ class Runner:
         """Return the lanes by name."""
         return self._lanes
 
-    def eta_s(self, job: Job, ahead: int) -> int:
-        """Estimate how long a job takes once `ahead` others are before it; 0 when nothing was measured yet."""
+    def eta_s(self, job: Job) -> int:
+        """Estimate how long a job takes from payment on, those before it included; 0 before any was run."""
         lane = self._lanes.get((job.backend, job.model))
         if lane is None or lane.attempt_s is None:
             return 0
+        ahead = lane.busy + len(lane.queue)
         return round((ahead // lane.offer.slots + 1) * lane.attempt_s)
 
     def try_take(self, key: LaneKey) -> bool:

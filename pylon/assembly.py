@@ -1,0 +1,211 @@
+"""From the settings to the parts' own configurations; nothing in here runs anything."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from pylon.backends.echo import EchoBackend, EchoConfig
+from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
+from pylon.backends.openai import OpenAIBackend, OpenAIConfig
+from pylon.jobs import facts
+from pylon.jobs.cashier import CashierConfig
+from pylon.jobs.catalogue import Offer
+from pylon.jobs.intake import IntakeConfig
+from pylon.jobs.lifecycle import Rules
+from pylon.jobs.policy import IntakePolicy
+from pylon.jobs.ports import Backend, Clock, Wallet
+from pylon.jobs.pricing import Price
+from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.runner import RunnerConfig
+from pylon.nostr.keys import SecretKey
+from pylon.paths import Paths
+from pylon.relays.state import PoolConfig
+from pylon.settings import (
+    EchoBackendSettings,
+    EmbeddedBackendSettings,
+    OpenAIBackendSettings,
+    PaymentMode,
+    Settings,
+    SettingsError,
+    WalletKind,
+)
+from pylon.wallets.fake import FakeWallet, FakeWalletConfig
+
+
+def check_startable(settings: Settings) -> None:
+    """Raise `SettingsError` when starting would sell nothing, or for nothing."""
+    if not settings.models:
+        raise SettingsError(
+            "models", "nothing is declared for sale: add [[backends]] and [[models]] (pylon init proposes them)"
+        )
+    if settings.payment.mode is not PaymentMode.PREPAY:
+        return
+    out = "connect a wallet ([wallet] in pylon.toml), give the work away (--free), or try the market (pylon demo)"
+    if settings.wallet.kind is WalletKind.NONE:
+        raise SettingsError("payment.mode", f"work is to be prepaid and no wallet is connected: {out}")
+    if settings.wallet.kind is WalletKind.FAKE and not all(_is_local(url) for url in settings.relays.urls):
+        raise SettingsError("wallet.kind", f"the fake wallet takes play money and the relays are public: {out}")
+
+
+def secrets_of(settings: Settings, key: SecretKey) -> list[str]:
+    """Return every secret in use, for the log's redactor."""
+    given = [settings.identity.nsec, settings.identity.mnemonic, settings.wallet.token]
+    given += [each.api_key for each in settings.backends if isinstance(each, OpenAIBackendSettings)]
+    return [key.reveal_nsec(), key.reveal_hex(), *(each.get_secret_value() for each in given if each is not None)]
+
+
+def make_offers(settings: Settings) -> tuple[Offer, ...]:
+    """Return what is for sale."""
+    slots = {backend.name: backend.slots for backend in settings.backends}
+    return tuple(
+        Offer(
+            name=model.name,
+            backend=model.backend,
+            backend_model=model.name_at_backend,
+            price=Price(model.base_msats, model.input_msats_per_1k, model.output_msats_per_1k),
+            aliases=tuple(model.aliases),
+            max_output_tokens=model.max_output_tokens,
+            default_output_tokens=model.unasked_output_tokens,
+            context_tokens=model.context_tokens,
+            slots=slots[model.backend],
+        )
+        for model in settings.models
+    )
+
+
+def make_backends(settings: Settings, paths: Paths) -> dict[str, Backend]:
+    """Return the configured backends by name, none of them running yet."""
+    made: dict[str, Backend] = {}
+    for each in settings.backends:
+        sold = tuple(model.name_at_backend for model in settings.models if model.backend == each.name)
+        match each:
+            case OpenAIBackendSettings():
+                made[each.name] = OpenAIBackend(
+                    OpenAIConfig(
+                        name=each.name,
+                        url=each.url,
+                        api_key=None if each.api_key is None else each.api_key.get_secret_value(),
+                        connect_timeout_s=each.connect_timeout_s,
+                        first_token_timeout_s=each.first_token_timeout_s,
+                        stall_timeout_s=each.stall_timeout_s,
+                    )
+                )
+            case EmbeddedBackendSettings():
+                made[each.name] = EmbeddedBackend(
+                    EmbeddedConfig(
+                        name=each.name,
+                        gguf=each.gguf,
+                        model_name=sold[0] if sold else each.name,
+                        log_path=paths.state_dir / f"pylon.backend-{each.name}.log",
+                        context_tokens=each.context_tokens,
+                        slots=each.slots,
+                        threads=each.threads or None,
+                        gpu_layers=each.gpu_layers,
+                        start_timeout_s=each.start_timeout_s,
+                        first_token_timeout_s=each.first_token_timeout_s,
+                        stall_timeout_s=each.stall_timeout_s,
+                    )
+                )
+            case EchoBackendSettings():
+                made[each.name] = EchoBackend(EchoConfig(name=each.name, models=sold or ("echo",)))
+    return made
+
+
+def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
+    """Return the configured wallet, not running yet; None when there is none. Raises `SettingsError`.
+
+    It is connected in free mode too: invoices of an earlier, paid time may still be paid.
+    """
+    wallet = settings.wallet
+    if wallet.kind is WalletKind.NONE:
+        return None
+    if wallet.token is None or wallet.url is None:
+        raise SettingsError(
+            "wallet.token", "missing: set PYLON_WALLET_TOKEN, or a systemd credential named wallet_token"
+        )
+    config = FakeWalletConfig(token=wallet.token.get_secret_value(), url=wallet.url, timeout_s=wallet.timeout_s)
+    return FakeWallet(config, clock)
+
+
+def make_pool_config(settings: Settings) -> PoolConfig:
+    """Return the relays' configuration."""
+    relays = settings.relays
+    return PoolConfig(
+        urls=tuple(relays.urls),
+        connect_timeout_s=relays.connect_timeout_s,
+        ping_interval_s=relays.ping_interval_s,
+        pong_timeout_s=relays.pong_timeout_s,
+        backoff_min_s=relays.backoff_min_s,
+        backoff_max_s=relays.backoff_max_s,
+        max_frame_bytes=relays.max_frame_bytes,
+        publish_timeout_s=relays.publish_timeout_s,
+        customer_relays_per_job=relays.customer_relays_per_job,
+        customer_relays_total=relays.customer_relays_total,
+        allow_private_hosts=relays.allow_private_hosts,
+    )
+
+
+def make_recorder_config(settings: Settings) -> RecorderConfig:
+    """Return what storing steps needs."""
+    jobs, payment = settings.jobs, settings.payment
+    return RecorderConfig(
+        rules=Rules(max_attempts=jobs.max_attempts, max_invoices=payment.max_invoices_per_job),
+        retain_plaintext_s=jobs.retain_plaintext_s,
+        delivery_timeout_s=jobs.delivery_timeout_s,
+        invoice_expiry_s=payment.invoice_expiry_s,
+        success_feedback=jobs.success_feedback,
+        relay_hint=settings.relays.urls[0],
+    )
+
+
+def make_intake_config(settings: Settings, mode: facts.Mode) -> IntakeConfig:
+    """Return the rules of the way in."""
+    intake, jobs, payment = settings.intake, settings.jobs, settings.payment
+    return IntakeConfig(
+        mode=mode,
+        policy=IntakePolicy(
+            max_age_s=intake.max_age_s,
+            max_future_s=intake.max_future_s,
+            replies_per_minute=intake.replies_per_minute,
+            requests_per_customer_per_minute=intake.requests_per_customer_per_minute,
+            max_queued=jobs.queue_size,
+            max_queued_per_customer=jobs.queue_size,
+            max_open_invoices=payment.max_open_invoices,
+            max_open_invoices_per_customer=payment.max_open_invoices_per_customer,
+            max_prompt_bytes=intake.max_prompt_bytes,
+        ),
+        job_timeout_s=jobs.timeout_s,
+        max_pending=jobs.max_pending_intake,
+        limit_bytes=settings.relays.max_event_bytes,
+        customer_relays=settings.relays.customer_relays_per_job,
+        relay_hint=settings.relays.urls[0],
+    )
+
+
+def make_runner_config(settings: Settings) -> RunnerConfig:
+    """Return what running jobs needs."""
+    return RunnerConfig(
+        limit_bytes=settings.relays.max_event_bytes,
+        partial_interval_s=settings.jobs.partial_interval_s,
+        partial_min_chars=settings.jobs.partial_min_chars,
+        relay_hint=settings.relays.urls[0],
+    )
+
+
+def make_cashier_config(settings: Settings) -> CashierConfig:
+    """Return what the till needs."""
+    return CashierConfig(
+        network=settings.wallet.network.value,
+        invoice_grace_s=settings.payment.invoice_grace_s,
+        lookup_min_s=settings.payment.lookup_min_s,
+        lookup_max_s=settings.payment.lookup_max_s,
+    )
+
+
+def _is_local(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
