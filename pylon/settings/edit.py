@@ -55,7 +55,7 @@ def holds_secret_key(key: str) -> bool:
 
 
 def set_value(path: Path, key: str, text: str, environ: Mapping[str, str]) -> Any:
-    """Set a key in the file at `path` and return the value that it has now, masked when it is a secret.
+    """Set a key in the file at `path` and return its value as TOML has it now, secrets unmasked.
 
     The file is made from the annotated example where there is none. Raises `SettingsError`, and then nothing was
     written.
@@ -67,7 +67,7 @@ def set_value(path: Path, key: str, text: str, environ: Mapping[str, str]) -> An
     value = _validated(path, document, key, text, environ)
     after = _edited(before, location, value, path)
     changed = parse_document(after, path)
-    if dict(leaves(changed)) != {**dict(leaves(document)), key: value}:
+    if _set_in(changed) != {**_set_in(document), key: value}:
         raise SettingsError(
             key, "cannot be set without disturbing the rest; edit the file by hand", place=str(path)
         )
@@ -76,7 +76,24 @@ def set_value(path: Path, key: str, text: str, environ: Mapping[str, str]) -> An
     return value
 
 
+def add_tables(path: Path, tables: str, environ: Mapping[str, str]) -> None:
+    """Append TOML tables to the file at `path`, made from the annotated example where there is none.
+
+    Raises `SettingsError`, and then nothing was written.
+    """
+    path = path.resolve()
+    before = read_settings_file(path) if path.exists() else render_example()
+    after = f"{before.rstrip()}\n\n{tables}".rstrip() + "\n"
+    changed = parse_document(after, path)
+    merge_settings(path, changed, {}, environ)
+    _write(path, after, secret=holds_secret(changed) is not None)
+
+
 _ARRAYS = ("backends", "models")
+
+
+def _set_in(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in leaves(document) if not key.endswith(".")}
 
 
 def _validated(path: Path, document: Mapping[str, Any], key: str, text: str, environ: Mapping[str, str]) -> Any:

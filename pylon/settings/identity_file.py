@@ -37,6 +37,11 @@ class IdentityMissing(IdentityError):
 class IdentityExists(IdentityError):
     """There is an identity, and it was not to be replaced."""
 
+    @classmethod
+    def at(cls, path: Path) -> IdentityExists:
+        """Return the error for the file at `path`."""
+        return cls(f"there is an identity at {path} already; --force replaces it and keeps a backup")
+
 
 @dataclass(frozen=True, slots=True)
 class Saved:
@@ -114,9 +119,7 @@ def save_identity(path: Path, identity: Identity, *, replace: bool = False, now:
         replace_file(path, text)
         return Saved(path, backup)
     except FileExistsError:
-        raise IdentityExists(
-            f"there is an identity at {path} already; --force replaces it and keeps a backup"
-        ) from None
+        raise IdentityExists.at(path) from None
     except FolderError as error:
         raise IdentityError(str(error)) from None
     except OSError as error:

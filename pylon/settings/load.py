@@ -139,8 +139,13 @@ def holds_secret(document: Mapping[str, Any]) -> str | None:
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every plain value under its dotted key; arrays of tables count by index, other lists are one value."""
+    """Yield every plain value under its dotted key; arrays of tables count by index, other lists are one value.
+
+    An empty table comes under its key and a dot, for it has a place but sets nothing.
+    """
     if isinstance(value, Mapping):
+        if not value and key:
+            yield f"{key}.", value
         for name, inner in value.items():
             yield from leaves(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple) and value and all(isinstance(item, Mapping) for item in value):

@@ -1,0 +1,188 @@
+"""`pylon init`: an identity, a settings file, and a proposal of what this machine could sell."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pylon.cli.output import EXIT_USAGE, fail, one_line_faults, say, warn
+from pylon.text import printable
+
+if TYPE_CHECKING:
+    from pylon.cli.proposals import FoundServer
+    from pylon.nostr.identity import Identity
+    from pylon.paths import Paths
+
+_SECRET_VARIABLES = ("PYLON_NSEC", "PYLON_MNEMONIC")
+
+
+def command(
+    source: Annotated[str | None, typer.Argument(hidden=True, metavar="[-]")] = None,
+    import_: Annotated[
+        bool,
+        typer.Option(
+            "--import",
+            help="Bring an nsec, a hex key or NIP-06 words along: from PYLON_NSEC or PYLON_MNEMONIC when set, "
+            'from stdin with "-", else from a hidden prompt. Never as an argument, which others could see.',
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the identity that is there; a backup is kept beside it.")
+    ] = False,
+    home: Annotated[
+        Path | None, typer.Option("--home", metavar="FOLDER", help="Where all files lie, as PYLON_HOME does.")
+    ] = None,
+    show_mnemonic: Annotated[
+        bool, typer.Option("--show-mnemonic", help="Print the words of the identity, to write them down.")
+    ] = False,
+    sell: Annotated[
+        list[str] | None,
+        typer.Option("--sell", metavar="MODEL", help="Sell this model of a server found here; keeps an identity."),
+    ] = None,
+    detect: Annotated[bool, typer.Option(help="Look for inference servers on this machine.")] = True,
+) -> None:
+    """Make an identity and a settings file, and propose what could be sold here."""
+    from pylon.paths import HOME_VARIABLE, resolve_paths
+
+    if source not in (None, "-"):
+        fail('a key is never an argument, others could see it: use "pylon init --import" and type it', EXIT_USAGE)
+    if sell and not detect:
+        fail("--sell needs to look for servers: leave --no-detect away", EXIT_USAGE)
+    environ = {**os.environ, HOME_VARIABLE: str(home)} if home else os.environ
+    paths = resolve_paths(environ)
+    importing = import_ or source == "-"
+    with one_line_faults():
+        kept = paths.identity_file.exists() and not (force or importing)
+        if kept and not (sell or show_mnemonic):
+            raise _exists(paths)
+        found = [] if (kept and not sell) or not detect else _find_servers()
+        _check_sold(sell or [], found)
+        if not kept:
+            _make_identity(paths, environ, importing=importing, stdin=source == "-", force=force)
+        identity = _stored_identity(paths)
+        written = _write_settings(paths, environ, found, sell or [])
+    _report(paths, identity, environ, show_mnemonic=show_mnemonic)
+    _report_proposals(found, sell or [], written=written)
+
+
+def _exists(paths: Paths) -> Exception:
+    from pylon.settings.identity_file import IdentityExists
+
+    return IdentityExists.at(paths.identity_file)
+
+
+def _make_identity(paths: Paths, environ: Mapping[str, str], *, importing: bool, stdin: bool, force: bool) -> None:
+    from pylon.nostr.identity import generate_identity
+    from pylon.settings.identity_file import IdentityExists, save_identity
+
+    if paths.identity_file.exists() and not force:
+        raise IdentityExists.at(paths.identity_file)  # before anyone types twelve words in vain
+    identity = _imported(environ, stdin=stdin) if importing else generate_identity()
+    saved = save_identity(paths.identity_file, identity, replace=force)
+    if saved.backup is not None:
+        say(f"The identity before it is kept in {printable(saved.backup, limit=500)}")
+
+
+def _imported(environ: Mapping[str, str], *, stdin: bool) -> Identity:
+    from pylon.nostr.identity import parse_identity
+    from pylon.nostr.keys import BadKey
+
+    given = [name for name in _SECRET_VARIABLES if environ.get(name, "").strip()]
+    if stdin or (not given and not sys.stdin.isatty()):
+        text, place = sys.stdin.read(4_096), "stdin"
+    elif len(given) > 1:
+        fail(f"{' and '.join(given)} are both set: unset one", EXIT_USAGE)
+    elif given:
+        text, place = environ[given[0]], given[0]
+    else:
+        text, place = str(typer.prompt("nsec, hex key or words", hide_input=True)), "what was typed"
+    try:
+        return parse_identity(text)
+    except BadKey as error:
+        fail(f"{place}: {error}", EXIT_USAGE)
+
+
+def _stored_identity(paths: Paths) -> Identity:
+    from pylon.settings.identity_file import read_identity
+
+    return read_identity(paths.identity_file)
+
+
+def _find_servers() -> list[FoundServer]:
+    import anyio
+
+    from pylon.cli.proposals import find_servers
+
+    return anyio.run(find_servers)
+
+
+def _check_sold(sell: list[str], found: list[FoundServer]) -> None:
+    known = {offer.name for server in found for offer in server.offers}
+    missing = [name for name in sell if name not in known]
+    if missing:
+        names = ", ".join(sorted(known)) or "none, no server answered"
+        fail(f"--sell {missing[0]}: no server found here has that model; found: {names}", EXIT_USAGE)
+
+
+def _write_settings(paths: Paths, environ: Mapping[str, str], found: list[FoundServer], sell: list[str]) -> bool:
+    """Write the settings file where there is none, or what is to be sold into the one there is; tell whether."""
+    from pylon.cli.proposals import proposal_toml
+    from pylon.settings.edit import add_tables
+
+    exists = paths.config_file.exists()
+    if exists and not sell:
+        return False
+    blocks = []
+    left = list(dict.fromkeys(sell))
+    taken = _backend_names(paths, environ) if exists else set()
+    for server in found:
+        mine = [offer.name for offer in server.offers if offer.name in left]
+        left = [name for name in left if name not in mine]
+        if mine or not exists:
+            blocks.append(proposal_toml(server, mine, taken))
+    add_tables(paths.config_file, "\n".join(blocks), environ)
+    return True
+
+
+def _backend_names(paths: Paths, environ: Mapping[str, str]) -> set[str]:
+    from pylon.settings import load_settings
+
+    return {backend.name for backend in load_settings(paths.config_file, None, environ).settings.backends}
+
+
+def _report(paths: Paths, identity: Identity, environ: Mapping[str, str], *, show_mnemonic: bool) -> None:
+    from pylon.nostr.keys import encode_npub
+
+    say(f"npub      {encode_npub(identity.secret.public_hex)}")
+    say(f"identity  {printable(paths.identity_file, limit=500)}")
+    say(f"settings  {printable(paths.config_file, limit=500)}")
+    say(f"database  {printable(paths.database, limit=500)}")
+    if identity.mnemonic is None:
+        say("The key was imported without words: keep your own copy of it.")
+    elif show_mnemonic:
+        say(f"words     {identity.mnemonic}")
+        say("Write these words down and keep them apart from this machine: they are the identity.")
+    else:
+        say('Write the words of this identity down: "pylon init --show-mnemonic" prints them.')
+    for name in _SECRET_VARIABLES:
+        if environ.get(name, "").strip():
+            warn(f"{name} is set: it is used in place of the identity file")
+
+
+def _report_proposals(found: list[FoundServer], sell: list[str], *, written: bool) -> None:
+    from pylon.cli.proposals import describe
+
+    for server in found:
+        say(f"Found {describe(server)}")
+    if sell:
+        say(f"For sale now: {', '.join(printable(name) for name in sell)}. Set your price in the settings file.")
+    elif found and written:
+        say("They stand in the settings file as comments: uncomment what you want to sell, and set your price.")
+    elif found:
+        say("The settings file was there already and is unchanged; pylon init --sell MODEL adds one.")
+    say("Next: pylon start")
