@@ -21,7 +21,7 @@ import pytest
 
 from pylon.backends import embedded as embedded_module
 from pylon.backends import llama_child
-from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
+from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig, default_threads
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs.ports import (
     Backend,
@@ -66,7 +66,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
         "model_name": MODEL,
         "slots": 2,
         "context_tokens": CONTEXT,
-        "threads": 2,
+        "threads": 1,
         "gpu_layers": 0,
     }
     with log.open("wb") as output:
@@ -227,7 +227,7 @@ async def test_more_jobs_than_slots_all_end(child: Child) -> None:
 
 
 def config(folder: Path) -> EmbeddedConfig:
-    return EmbeddedConfig("own", model_path(), MODEL, folder / "logs" / "llama.log", CONTEXT, slots=1, threads=2)
+    return EmbeddedConfig("own", model_path(), MODEL, folder / "logs" / "llama.log", CONTEXT, slots=1, threads=1)
 
 
 async def until(condition: Callable[[], object], limit_s: float = 15) -> None:
@@ -294,7 +294,7 @@ import asyncio, sys
 from pathlib import Path
 from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
 async def main():
-    config = EmbeddedConfig("own", Path(sys.argv[1]), "m", Path(sys.argv[2]), 512, slots=1, threads=2)
+    config = EmbeddedConfig("own", Path(sys.argv[1]), "m", Path(sys.argv[2]), 512, slots=1, threads=1)
     backend = EmbeddedBackend(config)
     async with backend.running():
         while backend.child_pid is None or (sys.argv[3] != "started" and backend.state().health != "ready"):
@@ -368,6 +368,12 @@ async def test_a_child_that_no_longer_answers_is_replaced(tmp_path: Path, monkey
         await until(lambda: gone(stopped), 5)
         await becomes(backend, BackendHealth.READY)
         assert backend.child_pid not in {None, stopped}
+
+
+def test_half_of_the_cores_stay_with_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, threads in ((1, 1), (2, 1), (16, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        assert default_threads() == threads
 
 
 def test_absurd_numbers_are_refused(tmp_path: Path) -> None:
