@@ -70,7 +70,7 @@ def default_threads() -> int:
     """Return half of the cores that this process may use, at least 1.
 
     Half are usually the physical ones, and the other half stays with the owner. llama.cpp's threads wait for each
-    other by spinning, so a core that others use too costs dearly: on 2 busy cores, 2 threads ran at 0.2 of 1's speed.
+    other by spinning, so a core that others use too costs dearly: on 2 busy cores, 2 threads were slower than 1.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // 2)
