@@ -111,6 +111,11 @@ def test_numbers_in_range(name: str, value: str, number: float) -> None:
     assert getattr(read(("param", name, value)), name) == number
 
 
+def test_a_seed_that_llama_cpp_takes_for_random_is_not_promised() -> None:
+    assert read(("param", "seed", "4294967294")).seed == 4294967294
+    assert denied(("param", "seed", "4294967295")).prefix is ErrorPrefix.INVALID
+
+
 NO_NUMBERS = [
     "",
     " ",
