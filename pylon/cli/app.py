@@ -132,7 +132,7 @@ def _debug_first(arguments: Sequence[str]) -> list[str]:
 
 
 def _fail(message: str, code: int) -> int:
-    typer.echo(f"pylon: {printable(message, limit=2000)}", err=True)
+    print(f"pylon: {printable(message, limit=2000)}", file=sys.stderr)
     return code
 
 
@@ -156,7 +156,7 @@ def _show_traceback(error: Exception) -> None:
     import traceback
 
     text = "".join(traceback.format_exception(error)).rstrip()
-    typer.echo(printable(text, limit=100_000, keep_newlines=True), err=True)
+    print(printable(text, limit=100_000, keep_newlines=True), file=sys.stderr)
 
 
 def _prepare(stream: TextIO | None) -> None:

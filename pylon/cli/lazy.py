@@ -5,7 +5,6 @@ typer takes 0.1 s to import and each command's own needs up to another half; a h
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -37,7 +36,7 @@ class LazyCommand:
             command.help = command.help or self.help
         else:
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
-            app.command(name, epilog=f"Example: {self.example}")(target)
+            app.command(name, cls=LazyTyperCommand, epilog=f"Example: {self.example}")(target)
             command = get_command(app)
         command.name = name
         return command
@@ -50,10 +49,13 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.params = [_as_text(param) for param in self.params]
         for name, command in self.lazy.items():
             # A stand-in: enough for the list of commands, for suggestions and for shell completion.
             self.add_command(TyperCommand(name, help=command.help, rich_markup_mode=None))
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return the options, those of `--help` and shell completion among them."""
+        return _plain(super().get_params(ctx))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Load the command that `args` name."""
@@ -62,19 +64,32 @@ class LazyGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-class _TextOption(TyperOption):
-    """An option whose value is taken as it is.
+class LazyTyperCommand(TyperCommand):
+    """A command that imports pydantic only to convert an option that was given and is neither text nor a flag."""
 
-    typer imports pydantic to convert any option but a flag, a third of the time that `pylon status` has in all.
+    def get_params(self, ctx: Any) -> Any:
+        """Return the arguments and options, `--help` among them."""
+        return _plain(super().get_params(ctx))
+
+
+class _PlainOption(TyperOption):
+    """An option whose value is taken as it is when there is nothing to convert.
+
+    typer imports pydantic for any value but a bool, even for an option not given: a third of the time that
+    `pylon status` has in all.
     """
 
     def process_value(self, ctx: Any, value: Any) -> Any:
-        return self.callback(ctx, self, value) if self.callback else value
+        missing = value is None and not self.required and not self.multiple
+        text = isinstance(value, str) and self.type_descriptor.annotation is str
+        if missing or text or isinstance(value, bool):
+            return self.callback(ctx, self, value) if self.callback else value
+        return super().process_value(ctx, value)
 
 
-def _as_text(param: Any) -> Any:
-    if not isinstance(param, TyperOption) or param.is_flag:
-        return param
-    text = copy.copy(param)
-    text.__class__ = _TextOption
-    return text
+def _plain(params: list[Any]) -> list[Any]:
+    for param in params:
+        # In place, since typer knows its parameters by identity and makes them itself.
+        if type(param) is TyperOption:
+            param.__class__ = _PlainOption
+    return params
