@@ -109,8 +109,8 @@ class Logging:
 
 
 def configure(
-    level: LogLevel = LogLevel.INFO,
-    format: LogFormat = LogFormat.AUTO,
+    level: str = LogLevel.INFO,
+    format: str = LogFormat.AUTO,
     stream: LogStream | None = None,
     secrets: Iterable[str] = (),
     *,
@@ -118,11 +118,12 @@ def configure(
 ) -> Logging:
     """Set logging up for this process, structlog and the standard library's alike.
 
-    `secrets` are values that must never be printed (nsec, hex secret, mnemonic, tokens). `debug` adds tracebacks;
+    `level` and `format` are the words of `LogLevel` and `LogFormat`; another one is a `ValueError`. `secrets` are values that must never be printed (nsec, hex secret, mnemonic, tokens). `debug` adds tracebacks;
     without it an exception is one line. Libraries are heard from WARNING up.
     """
     out: LogStream = stream or sys.stderr or _nowhere()
-    text = format is LogFormat.TEXT or (format is LogFormat.AUTO and out.isatty())
+    look = LogFormat(format)
+    text = look is LogFormat.TEXT or (look is LogFormat.AUTO and out.isatty())
     redactor = Redactor(secrets)
     chain = _chain(redactor, text=text, colors=text and _wants_colors(out), debug=debug)
 
@@ -133,7 +134,7 @@ def configure(
         return str(event)
 
     sink = LineSink(out, lost_line)
-    number = logging.getLevelName(level.upper())
+    number = logging.getLevelName(LogLevel(level).upper())
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

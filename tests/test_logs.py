@@ -83,7 +83,7 @@ def test_auto_is_text_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_level() -> None:
     out = io.StringIO()
-    configure(LogLevel.WARNING, stream=out)
+    configure("warning", "json", out)
     log = get_logger("pylon.x")
     log.info("no")
     log.warning("yes")

@@ -49,4 +49,4 @@ def command(
         "log.format": log_format,
     }
     loaded = load_settings(config.expanduser() if config else None, overrides, os.environ)
-    return run_daemon(loaded, paths, load_identity(loaded.settings, paths))
+    return run_daemon(loaded, paths, load_identity(loaded.settings, paths), debug=context.debug)
