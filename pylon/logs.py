@@ -118,8 +118,9 @@ def configure(
 ) -> Logging:
     """Set logging up for this process, structlog and the standard library's alike.
 
-    `level` and `format` are the words of `LogLevel` and `LogFormat`; another one is a `ValueError`. `secrets` are values that must never be printed (nsec, hex secret, mnemonic, tokens). `debug` adds tracebacks;
-    without it an exception is one line. Libraries are heard from WARNING up.
+    `level` and `format` are the words of `LogLevel` and `LogFormat`; another one is a `ValueError`. `secrets` are
+    values that must never be printed (nsec, hex secret, mnemonic, tokens). `debug` adds tracebacks; without it an
+    exception is one line. Libraries are heard from WARNING up.
     """
     out: LogStream = stream or sys.stderr or _nowhere()
     look = LogFormat(format)
