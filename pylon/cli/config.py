@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pylon.cli.output import EXIT_USAGE, fail, one_line_faults, say, say_json
+from pylon.cli.output import EXIT_USAGE, fail, say, say_json
 from pylon.text import printable
 
 if TYPE_CHECKING:
@@ -29,11 +29,10 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")] = False,
 ) -> None:
     """Show every key, its value and where that came from. Secrets are masked."""
-    with one_line_faults():
-        from pylon.settings import load_settings
-        from pylon.settings.show import shown_values
+    from pylon.settings import load_settings
+    from pylon.settings.show import shown_values
 
-        loaded = load_settings(config)
+    loaded = load_settings(config.expanduser() if config else None)
     shown = shown_values(loaded)
     if as_json:
         values = {
@@ -63,18 +62,15 @@ def set_key(
     config: _ConfigOption = None,
 ) -> None:
     """Change one key in the settings file; comments and layout stay. Nothing is written unless all is valid."""
-    with one_line_faults():
-        from pylon.paths import resolve_paths
-        from pylon.settings.edit import holds_secret_key, set_value
+    from pylon.paths import resolve_paths
+    from pylon.settings.edit import holds_secret_key, set_value
 
-        secret = holds_secret_key(key)
-        if secret and value != "-":
-            fail(
-                f'{key}: others can see a secret in the arguments; give "-" and type it, or pipe it in', EXIT_USAGE
-            )
-        text = _read_value(key, secret=secret) if value == "-" else value
-        file = config or resolve_paths().config_file
-        now = set_value(file, key, text, os.environ)
+    secret = holds_secret_key(key)
+    if secret and value != "-":
+        fail(f'{key}: others can see a secret in the arguments; give "-" and type it, or pipe it in', EXIT_USAGE)
+    text = _read_value(key, secret=secret) if value == "-" else value
+    file = config.expanduser() if config else resolve_paths().config_file
+    now = set_value(file, key, text, os.environ)
     say(f"{key} = {'(a secret)' if secret else _toml(now)}  # {printable(file, limit=500)}")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pylon.cli.output import EXIT_USAGE, fail, one_line_faults, say, warn
+from pylon.cli.output import EXIT_USAGE, fail, say, warn
 from pylon.text import printable
 
 if TYPE_CHECKING:
@@ -42,12 +42,13 @@ def command(
     ] = False,
     sell: Annotated[
         list[str] | None,
-        typer.Option("--sell", metavar="MODEL", help="Sell this model of a server found here; keeps an identity."),
+        typer.Option("--sell", metavar="MODEL", help="Sell this model of a server found here; an identity stays."),
     ] = None,
     detect: Annotated[bool, typer.Option(help="Look for inference servers on this machine.")] = True,
 ) -> None:
     """Make an identity and a settings file, and propose what could be sold here."""
     from pylon.paths import HOME_VARIABLE, resolve_paths
+    from pylon.settings.identity_file import IdentityExists, read_identity
 
     if source not in (None, "-"):
         fail('a key is never an argument, others could see it: use "pylon init --import" and type it', EXIT_USAGE)
@@ -56,32 +57,24 @@ def command(
     environ = {**os.environ, HOME_VARIABLE: str(home)} if home else os.environ
     paths = resolve_paths(environ)
     importing = import_ or source == "-"
-    with one_line_faults():
-        kept = paths.identity_file.exists() and not (force or importing)
-        if kept and not (sell or show_mnemonic):
-            raise _exists(paths)
-        found = [] if (kept and not sell) or not detect else _find_servers()
-        _check_sold(sell or [], found)
-        if not kept:
-            _make_identity(paths, environ, importing=importing, stdin=source == "-", force=force)
-        identity = _stored_identity(paths)
-        written = _write_settings(paths, environ, found, sell or [])
+    exists = paths.identity_file.exists()
+    kept = exists and not (force or importing) and bool(sell or show_mnemonic)
+    if exists and not (kept or force):
+        raise IdentityExists.at(paths.identity_file)  # before anyone types twelve words in vain
+    found = _find_servers() if detect and (sell or not kept) else []
+    _check_sold(sell or [], found)
+    if not kept:
+        _make_identity(paths, environ, importing=importing, stdin=source == "-", force=force)
+    identity = read_identity(paths.identity_file)
+    written = _write_settings(paths, environ, found, sell or [])
     _report(paths, identity, environ, show_mnemonic=show_mnemonic)
     _report_proposals(found, sell or [], written=written)
 
 
-def _exists(paths: Paths) -> Exception:
-    from pylon.settings.identity_file import IdentityExists
-
-    return IdentityExists.at(paths.identity_file)
-
-
 def _make_identity(paths: Paths, environ: Mapping[str, str], *, importing: bool, stdin: bool, force: bool) -> None:
     from pylon.nostr.identity import generate_identity
-    from pylon.settings.identity_file import IdentityExists, save_identity
+    from pylon.settings.identity_file import save_identity
 
-    if paths.identity_file.exists() and not force:
-        raise IdentityExists.at(paths.identity_file)  # before anyone types twelve words in vain
     identity = _imported(environ, stdin=stdin) if importing else generate_identity()
     saved = save_identity(paths.identity_file, identity, replace=force)
     if saved.backup is not None:
@@ -105,12 +98,6 @@ def _imported(environ: Mapping[str, str], *, stdin: bool) -> Identity:
         return parse_identity(text)
     except BadKey as error:
         fail(f"{place}: {error}", EXIT_USAGE)
-
-
-def _stored_identity(paths: Paths) -> Identity:
-    from pylon.settings.identity_file import read_identity
-
-    return read_identity(paths.identity_file)
 
 
 def _find_servers() -> list[FoundServer]:
@@ -138,21 +125,23 @@ def _write_settings(paths: Paths, environ: Mapping[str, str], found: list[FoundS
     if exists and not sell:
         return False
     blocks = []
-    left = list(dict.fromkeys(sell))
-    taken = _backend_names(paths, environ) if exists else set()
+    left = dict.fromkeys(sell)
+    backends = _backends(paths, environ) if exists else None
     for server in found:
-        mine = [offer.name for offer in server.offers if offer.name in left]
-        left = [name for name in left if name not in mine]
+        mine = [offer.name for offer in server.offers if offer.name in left]  # a model of two servers: the first
         if mine or not exists:
-            blocks.append(proposal_toml(server, mine, taken))
+            blocks.append(proposal_toml(server, mine, backends))
+        left = {name: None for name in left if name not in mine}
     add_tables(paths.config_file, "\n".join(blocks), environ)
     return True
 
 
-def _backend_names(paths: Paths, environ: Mapping[str, str]) -> set[str]:
-    from pylon.settings import load_settings
+def _backends(paths: Paths, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the backends of the settings by name, with the URL of those that have one."""
+    from pylon.settings import OpenAIBackendSettings, load_settings
 
-    return {backend.name for backend in load_settings(paths.config_file, None, environ).settings.backends}
+    backends = load_settings(paths.config_file, None, environ).settings.backends
+    return {item.name: item.url if isinstance(item, OpenAIBackendSettings) else "" for item in backends}
 
 
 def _report(paths: Paths, identity: Identity, environ: Mapping[str, str], *, show_mnemonic: bool) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
 from pylon.text import printable
@@ -45,18 +43,3 @@ def warn(line: str) -> None:
 def say_json(value: Any) -> None:
     """Print a value as JSON. Escaped to ASCII, so that nothing in it can steer a terminal."""
     print(json.dumps(value, indent=2, ensure_ascii=True))
-
-
-@contextmanager
-def one_line_faults() -> Iterator[None]:
-    """Turn faults of settings (exit code 2), identity and folders (1) into `UserError`."""
-    from pylon.paths import FolderError
-    from pylon.settings.errors import SettingsError
-    from pylon.settings.identity_file import IdentityError
-
-    try:
-        yield
-    except SettingsError as error:
-        raise UserError(str(error), EXIT_USAGE) from error
-    except (IdentityError, FolderError) as error:
-        raise UserError(str(error)) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
@@ -53,10 +53,11 @@ class FoundServer:
     offers: tuple[Offer, ...]
 
 
-async def find_servers(places: Sequence[Place] = KNOWN_PLACES) -> list[FoundServer]:
-    """Ask every place at once for its models, for at most `PROBE_TIMEOUT_S`; those that answer, in order."""
+async def find_servers(places: Sequence[Place] | None = None) -> list[FoundServer]:
+    """Ask every place (by default the known ones) at once, for `PROBE_TIMEOUT_S`; return those that list models."""
     import anyio
 
+    places = KNOWN_PLACES if places is None else places
     found: dict[str, FoundServer] = {}
 
     async def ask(place: Place) -> None:
@@ -98,25 +99,31 @@ def _public_name(name: str) -> str:
     return name.strip()
 
 
-def proposal_toml(server: FoundServer, sold: Iterable[str] = (), taken: Iterable[str] = ()) -> str:
-    """Return the tables of a server: those of the models in `sold` in force, all others commented.
+def proposal_toml(
+    server: FoundServer, sold: Collection[str] = (), backends: Mapping[str, str] | None = None
+) -> str:
+    """Return the tables of a server for the settings file.
 
-    `taken` are the names of backends that the file has already; the server then gets a name of its own.
+    For a new file (`backends` None): every model, those in `sold` in force, all others commented. For a file that
+    has `backends` already (name to URL): what is sold alone, on the backend of that URL where there is one.
     """
     from pylon.settings.example import toml_value
 
-    wanted = set(sold)
-    name = _free_name(server.place.name, set(taken))
-    backend = {"name": name, "kind": "openai", "url": server.place.url}
-    blocks = [_table("backends", {key: toml_value(value) for key, value in backend.items()}, bool(wanted))]
+    at_url = {url: name for name, url in (backends or {}).items()}
+    name = at_url.get(server.place.url) or _free_name(server.place.name, backends or {})
+    blocks = [f"# Found by pylon init: {server.place.title} at {server.place.url}"]
+    if server.place.url not in at_url:
+        backend = {"name": name, "kind": "openai", "url": server.place.url}
+        blocks.append(_table("backends", {key: toml_value(value) for key, value in backend.items()}, bool(sold)))
     for offer in server.offers:
+        if backends is not None and offer.name not in sold:
+            continue
         values: dict[str, object] = {"name": offer.name, "backend": name}
         if offer.backend_model != offer.name:
             values["backend_model"] = offer.backend_model
         lines = {key: toml_value(value) for key, value in {**values, **PROPOSED_PRICE}.items()}
-        blocks.append(_table("models", lines, offer.name in wanted))
-    title = f"# Found by pylon init: {server.place.title} at {server.place.url}"
-    return "\n\n".join([title, *blocks]) + "\n"
+        blocks.append(_table("models", lines, offer.name in sold))
+    return "\n\n".join(blocks) + "\n"
 
 
 def _table(name: str, lines: dict[str, str], active: bool) -> str:
@@ -124,7 +131,7 @@ def _table(name: str, lines: dict[str, str], active: bool) -> str:
     return "\n".join([f"{mark}[[{name}]]", *(f"{mark}{key} = {value}" for key, value in lines.items())])
 
 
-def _free_name(name: str, taken: set[str]) -> str:
+def _free_name(name: str, taken: Collection[str]) -> str:
     numbered = (f"{name}-{number}" for number in range(2, len(taken) + 3))
     return name if name not in taken else next(other for other in numbered if other not in taken)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,7 +40,5 @@ def _walk(value: object, key: str) -> Iterator[tuple[str, Any]]:
             yield key, MASK
         case None:
             yield key, None
-        case Mapping():  # pragma: no cover  (there is no free table in the model)
-            raise TypeError(f"{key} is a free table")
         case _:
             yield key, plain(value)
