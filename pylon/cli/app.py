@@ -34,6 +34,9 @@ COMMANDS: Final = {
     "status": LazyCommand("pylon.cli.status", "command", "Show what is going on.", "pylon status --json"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
+    "demo": LazyCommand(
+        "pylon.cli.demo", "command", "Show the whole market on this machine, with play money.", "pylon demo"
+    ),
 }
 
 
