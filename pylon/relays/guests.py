@@ -50,6 +50,8 @@ class Guests:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
+                for url, guest in self._guests.items():  # wanted before we ran
+                    self._start(url, guest)
                 await anyio.sleep_forever()
         finally:
             self._tasks = None
@@ -64,12 +66,10 @@ class Guests:
         until, why = self._unreachable.get(url, (0.0, ""))
         if self._clock() < until:
             return why
-        if self._tasks is None:
-            return "the relay pool is not running"
         if len(self._guests) >= self._config.customer_relays_total and not self._evict():
             return "too many relays named by customers are in use"
         guest = self._guests[url] = _Guest(self._make_relay(url), self._clock())
-        self._tasks.start_soon(self._serve, url, guest, name=f"customer relay {url}")
+        self._start(url, guest)
         return guest.relay
 
     def tick(self) -> None:
@@ -83,6 +83,10 @@ class Guests:
     def states(self) -> tuple[RelayState, ...]:
         """Return the state of each connection."""
         return tuple(guest.relay.state() for guest in self._guests.values())
+
+    def _start(self, url: str, guest: _Guest) -> None:
+        if self._tasks is not None:
+            self._tasks.start_soon(self._serve, url, guest, name=f"customer relay {url}")
 
     def _evict(self) -> bool:
         for url, guest in self._guests.items():

@@ -100,16 +100,15 @@ def _open_sockets() -> Iterator[socket.socket]:
 
 async def _serve(port: int, nip42: Nip42 | None, die_with_parent: bool) -> None:
     parent = os.getppid()
-    async with local_relay(port, nip42) as url:
-        sys.stdout.write(f"READY {url}\n")
-        sys.stdout.flush()
-        async with anyio.create_task_group() as tasks:
-            if die_with_parent:
-                tasks.start_soon(_until_orphaned, parent, tasks.cancel_scope)
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                async for _ in signals:
-                    break
-            tasks.cancel_scope.cancel()
+    async with local_relay(port, nip42) as url, anyio.create_task_group() as tasks:
+        if die_with_parent:
+            tasks.start_soon(_until_orphaned, parent, tasks.cancel_scope)
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            sys.stdout.write(f"READY {url}\n")
+            sys.stdout.flush()
+            async for _ in signals:
+                break
+        tasks.cancel_scope.cancel()
 
 
 async def _until_orphaned(parent: int, scope: anyio.CancelScope) -> None:

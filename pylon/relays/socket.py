@@ -7,6 +7,7 @@ logging (it would hold what strangers wrote). asyncio and uvloop set TCP_NODELAY
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -145,8 +146,12 @@ def describe(error: BaseException) -> str:
             text = f"the relay answered HTTP {error.response.status_code}"
         case TimeoutError():
             text = "no answer in time"
-        case OSError() if error.strerror:
-            text = error.strerror
+        case ssl.SSLError():
+            text = f"TLS: {getattr(error, 'verify_message', '') or error.reason or error}"
+        case OSError(errno=int(errno)) if errno > 0:
+            text = os.strerror(errno)  # asyncio's own words repeat the address
+        case OSError(strerror=str(words)):
+            text = words
         case _:
             text = str(error) or type(error).__name__
     return printable(text.rstrip())

@@ -86,20 +86,29 @@ async def scripted_relay(script: Script = polite, *, port: int = 0) -> AsyncIter
     A script's failed assertion fails the test at the end of the block.
     """
 
+    scopes: set[anyio.CancelScope] = set()
+
     async def handle(socket: ServerConnection) -> None:
         peer = Peer(socket, relay.connections, relay.heard)
         relay.connections += 1
+        scopes.add(scope := anyio.CancelScope())
         try:
-            await script(peer)
+            with scope:
+                await script(peer)
         except (ConnectionClosed, TimeoutError):
             return
         except Exception as fault:  # noqa: BLE001 - the test raises it at its end
             relay.faults.append(fault)
+        finally:
+            scopes.discard(scope)
+            socket.transport.abort()  # the end of a script is the end of the connection, even a stalled one
 
     async with serve(handle, "127.0.0.1", port, compression=None, close_timeout=0.2) as server:
         (sock,) = server.sockets
         relay = ScriptedRelay(f"ws://127.0.0.1:{sock.getsockname()[1]}")
         yield relay
+        for scope in scopes:
+            scope.cancel()
     if relay.faults:
         raise relay.faults[0]
 
