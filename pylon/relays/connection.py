@@ -20,7 +20,7 @@ from pylon.jobs.ports import Clock, EventSink
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import EoseMessage, EventMessage, Filter
 from pylon.relays.answers import Answer
-from pylon.relays.session import MAX_AUTHS, Session
+from pylon.relays.session import Session
 from pylon.relays.socket import RelaySocket, canonical_url, describe, is_refusal
 from pylon.relays.state import Counters, PoolConfig, RelayState, RelayStatus
 
@@ -31,7 +31,7 @@ USEFUL_ACCEPTED: Final = 100
 """A connection on which this many events were accepted was no failure, however short."""
 
 _FLUSH_BYTES: Final = 64 * 1024
-_CLOSE_S: Final = 2.0
+_CLOSE_S: Final = 1.5
 
 Opener = Callable[[str], Awaitable[RelaySocket]]
 Filters = Callable[[int], Sequence[Filter]]
@@ -79,7 +79,7 @@ class Relay:
         rng: random.Random,
         changed: Callable[[], None],
         subscriptions: Mapping[str, Subscription] | None = None,
-        max_auths: int = MAX_AUTHS,
+        guest: bool = False,
     ) -> None:
         self.url = url  # as configured: AUTH must repeat it
         self.canonical = canonical_url(url)
@@ -93,7 +93,7 @@ class Relay:
         self._rng = rng
         self._changed = changed
         self._subscriptions = subscriptions if subscriptions is not None else {}
-        self._max_auths = max_auths
+        self._guest = guest
         self._status = RelayStatus.STOPPED
         self._status_since = clock()
         self._last_error = ""
@@ -101,7 +101,8 @@ class Relay:
         self._socket: RelaySocket | None = None
         self._end_reason = ""
         self._flush_scheduled = False
-        self._last_heard = 0.0  # loop time
+        self._last_heard = 0.0  # loop time, as the next
+        self._connected_at: float | None = None
         self._known_good: dict[str, int] = {}
         self._caught_up: set[str] = set()
 
@@ -159,7 +160,7 @@ class Relay:
         if stalled_since is not None and now - stalled_since > self._config.stall_timeout_s:
             self._end("slow: the relay does not read what we send")
         elif session.hopeless:
-            self._end("too many frames that are not Nostr")
+            self._end("too many frames that mean nothing")
         self._wake()
 
     def state(self) -> RelayState:
@@ -191,14 +192,13 @@ class Relay:
         failures = 0
         try:
             while True:
-                accepted, started = self.counters.accepted, _now()
+                accepted, self._connected_at = self.counters.accepted, None
                 try:
                     await self.serve()
                 except Exception as error:  # noqa: BLE001 - one relay's fault, of whatever kind, stays its own
                     self._failed(error)
-                lasted = _now() - started >= self._config.stable_after_s
-                useful = self.counters.accepted - accepted >= USEFUL_ACCEPTED
-                failures = 0 if lasted or useful else failures + 1
+                useful = self._lasted() or self.counters.accepted - accepted >= USEFUL_ACCEPTED
+                failures = 0 if useful else failures + 1
                 await anyio.sleep(self._pause_s(failures))
                 self.counters.reconnects += 1
         finally:
@@ -213,9 +213,11 @@ class Relay:
             await self._serve(socket)
         except ConnectionClosed as error:
             raise ConnectionError(self._end_reason or describe(error)) from error
-        finally:
+        except BaseException:  # cancelled, or a fault of ours: the relay deserves a farewell, but not our time
             with anyio.move_on_after(_CLOSE_S, shield=True):
                 await socket.close()
+            raise
+        finally:
             socket.abort()
 
     async def _serve(self, socket: RelaySocket) -> None:
@@ -226,13 +228,13 @@ class Relay:
             clock=self._clock,
             rng=self._rng,
             counters=self.counters,
-            max_auths=self._max_auths,
+            guest=self._guest,
         )
         for subscription in self._subscriptions.values():
             session.subscribe(subscription.name, subscription.filters(self._since(subscription)))
         self._session, self._socket = session, socket
         self._end_reason = ""
-        self._last_heard = _now()
+        self._last_heard = self._connected_at = _now()
         socket.on_room = self._wake
         self._wake()
         self._set_status(RelayStatus.CONNECTED)
@@ -306,6 +308,9 @@ class Relay:
         """Exponential, and jittered so that a relay's return is not greeted by everyone at once."""
         full = min(self._config.backoff_max_s, self._config.backoff_min_s * 2.0 ** min(failures, 30))
         return full * self._rng.uniform(0.5, 1.0)
+
+    def _lasted(self) -> bool:
+        return self._connected_at is not None and _now() - self._connected_at >= self._config.stable_after_s
 
     def _set_status(self, status: RelayStatus) -> None:
         if status is not self._status:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import ssl
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import anyio
@@ -43,6 +44,15 @@ class RelayPool:
     ) -> None:
         """Raises `DialRefused` (one sentence) when a configured URL is none of a relay."""
         self.config = config
+        # Strangers' relays have nothing to say but short answers, and get little of our memory.
+        self._guest_config = replace(
+            config,
+            max_frame_bytes=16 * 1024,
+            hard_frame_bytes=64 * 1024,
+            queue_frames=256,
+            queue_bytes=512 * 1024,
+            max_unanswered=256,
+        )
         self._key = key
         self._sink = sink
         self._clock = clock
@@ -206,10 +216,9 @@ class RelayPool:
         )
 
     def _make_guest(self, url: str) -> Relay:
-        # One AUTH per connection: it proves nothing but that we hold our public key, and is not worth more work.
         return Relay(
             url,
-            self.config,
+            self._guest_config,
             self._open_guarded,
             key=self._key,
             sink=None,
@@ -217,7 +226,7 @@ class RelayPool:
             clock=self._clock,
             rng=self._rng,
             changed=self._notify,
-            max_auths=1,
+            guest=True,
         )
 
 

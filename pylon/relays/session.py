@@ -89,8 +89,13 @@ class Session:
         clock: Clock,
         rng: random.Random,
         counters: Counters | None = None,
-        max_auths: int = MAX_AUTHS,
+        guest: bool = False,
     ) -> None:
+        """A `guest` is a stranger's relay.
+
+        It is answered one AUTH, which proves nothing but that we hold our public key, and whatever it says that
+        answers nothing of ours counts as a bad frame.
+        """
         self.url = url
         self.counters = counters if counters is not None else Counters()
         self.auth_error = ""
@@ -98,7 +103,8 @@ class Session:
         self._key = key
         self._clock = clock
         self._rng = rng
-        self._auths_left = max_auths if key is not None else 0
+        self._guest = guest
+        self._auths_left = 0 if key is None else 1 if guest else MAX_AUTHS
         self._auth = _Auth.NONE
         self._auth_id = ""
         self._auth_sent_at = 0.0
@@ -200,6 +206,8 @@ class Session:
                 self.counters.last_notice = printable(message.text)
             case AuthMessage():
                 self._on_challenge(message.challenge, now)
+        if heard is None and self._guest:
+            self._bad += 1
         return heard
 
     def tick(self, now: float) -> list[Answer]:
@@ -229,7 +237,7 @@ class Session:
 
     @property
     def hopeless(self) -> bool:
-        """Whether the relay sent so many frames that are not Nostr that the connection should end."""
+        """Whether the relay sent so many frames that mean nothing that the connection should end."""
         return self._bad > self._config.max_bad_frames
 
     @property

@@ -20,7 +20,7 @@ class PoolConfig:
     stable_after_s: float = 10.0  # a connection that lasted this long resets the backoff
     max_frame_bytes: int = 512 * 1024  # a larger frame is dropped and counted
     hard_frame_bytes: int = 4 * 1024 * 1024  # a larger frame ends the connection
-    max_bad_frames: int = 100  # more frames that are not Nostr, beyond one a second, end the connection
+    max_bad_frames: int = 100  # more frames that mean nothing, beyond one a second, end the connection
     overlap_s: int = 60  # how far before "last known good" a restored subscription starts
     publish_timeout_s: float = 10.0  # how long one send waits for its OK
     auth_wait_s: float = 1.0  # how long an AUTH waits for its OK: some relays send none

@@ -149,6 +149,19 @@ async def test_auth_is_answered_once_per_connection() -> None:
         assert theirs.verbs().count("AUTH") == 1
 
 
+async def test_a_guest_that_floods_is_dropped() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.get("EVENT")
+        for number in range(1000):
+            await peer.send("EVENT", f"sub{number}", event("flood").as_dict())
+        await silent(peer)
+
+    async with scripted_relay(script) as theirs, running_pool(**OPEN) as run:
+        run.deliver(event("result"), (theirs.url,))
+        await until(lambda: theirs.connections == 1 and run.pool.guest_states() == ())
+        assert run.heard.events == []
+
+
 async def test_a_guest_that_never_answers_delays_nobody() -> None:
     async with scripted_relay() as ours, running_pool(ours.url, connect_timeout_s=0.3, **OPEN) as run:
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)

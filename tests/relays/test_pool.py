@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -221,6 +222,32 @@ async def test_a_relay_that_drops_every_connection_after_a_few_messages() -> Non
         assert run.heard.gave == {}
 
 
+async def test_attempts_come_ever_later() -> None:
+    attempts: list[float] = []
+
+    async def script(peer: Peer) -> None:
+        attempts.append(time.perf_counter())
+        await peer.hang_up()
+
+    quick: dict[str, Any] = {"backoff_min_s": 0.02, "backoff_max_s": 0.3, "stable_after_s": 5.0}
+    async with scripted_relay(script) as relay, running_pool(relay.url, **quick):
+        await until(lambda: len(attempts) == 7)
+    gaps = [later - earlier for earlier, later in pairwise(attempts)]
+    assert gaps[4] > 0.14  # the first was 0.02 to 0.04
+    assert gaps[5] < 0.6
+
+
+async def test_a_relay_that_never_completes_a_handshake_is_not_called_stable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stalled:
+        url = f"ws://127.0.0.1:{stalled.getsockname()[1]}"
+        options: dict[str, Any] = {"connect_timeout_s": 0.1, "stable_after_s": 0.05, "backoff_min_s": 0.1}
+        async with running_pool(url, **options, backoff_max_s=60.0) as run:
+            await until(lambda: run.state.reconnects == 2)
+            started = time.perf_counter()
+            await until(lambda: run.state.reconnects == 3)
+            assert time.perf_counter() - started > 0.4  # the third pause, not the first
+
+
 async def test_the_first_relay_is_dead_and_the_second_works() -> None:
     with socket.socket() as dead:
         dead.bind(("127.0.0.1", 0))
@@ -340,7 +367,7 @@ async def test_rubbish_is_counted_and_too_much_of_it_ends_the_connection() -> No
 
     async with scripted_relay(script) as relay, running_pool(relay.url, max_bad_frames=50) as run:
         await until(lambda: relay.connections >= 2)
-        assert run.state.last_error == "too many frames that are not Nostr"
+        assert run.state.last_error == "too many frames that mean nothing"
         assert run.state.dropped["not-json"] >= 30
         assert run.state.dropped["binary"] >= 30
 

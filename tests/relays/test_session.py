@@ -362,6 +362,22 @@ def test_an_event_parked_for_a_challenge_that_never_comes_ends() -> None:
     assert one.tick(11.0) == [Answer(event().id, Verdict.AUTH_REQUIRED, AUTH_REFUSAL)]
 
 
+def test_a_guest_is_answered_one_auth_and_allowed_little_noise() -> None:
+    config = PoolConfig(urls=(), max_bad_frames=10)
+    one = Session(URL, config, key=KEY, clock=lambda: NOW, rng=random.Random(1), guest=True)
+    auths = 0
+    for number in range(3):
+        say(one, "AUTH", f"c{number}")
+        for _, body in sent(one):
+            auths += 1
+            say(one, "OK", body["id"], False, "no")
+    assert auths == 1
+    assert not one.hopeless
+    for _ in range(10):
+        say(one, "NOTICE", "buy now")
+    assert one.hopeless
+
+
 # --- hostile frames -----------------------------------------------------------------------------------------------
 
 
