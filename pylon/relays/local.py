@@ -2,7 +2,8 @@
 
 For the demo, tests and benchmarks; it keeps events in memory only. What is handled here: it allows 60 events a
 minute per connection by default, and it leaves Nagle's algorithm on, which costs 44 ms a hop on a quiet
-connection. What is not: it closes a connection at its 6,001st message, and refuses events over 64 KiB.
+connection. What is not, because it has no setting that works: it closes a connection at its 6,001st message,
+refuses events over 64 KiB, and answers a subscription with the newest 500 stored events at most.
 
 Run alone: `python -m pylon.relays.local --port N [--nip42 read|write|both] [--die-with-parent]` prints
 `READY ws://127.0.0.1:PORT` once it listens, and ends on SIGTERM or SIGINT.
@@ -51,8 +52,6 @@ async def local_relay(port: int = 0, nip42: Nip42 | None = None) -> AsyncIterato
         .port(port)
         .rate_limit(RateLimit(max_reqs=_NO_LIMIT, notes_per_minute=_NO_LIMIT))
         .max_connections(1000)
-        .default_filter_limit(5000)
-        .max_filter_limit(5000)
     )
     if nip42 is not None:
         builder = builder.nip42(LocalRelayBuilderNip42(mode=LocalRelayBuilderNip42Mode[nip42.upper()]))
