@@ -236,7 +236,10 @@ class Engine:
 
     def confirmed(self, event_id: str, relay_url: str) -> None:
         """Hear that a relay confirmed a stored event."""
-        self._persist(self._outbox_end(event_id, OutboxState.SENT, facts.Confirmed()), self._outbox_ended)
+        # Nobody waits for it: it can share the commit of whatever comes next.
+        self._persist(
+            self._outbox_end(event_id, OutboxState.SENT, facts.Confirmed()), self._outbox_ended, patient=True
+        )
 
     def gave_up(self, event_id: str, why: str) -> None:
         """Hear that no relay confirmed a stored event before its deadline."""
@@ -326,13 +329,13 @@ class Engine:
                 self.faults[type(error).__name__] += 1
             await anyio.sleep(_RETRY_S)
 
-    def _persist(self, run: Callable[[Tx], T], committed: Callable[[T], None]) -> None:
+    def _persist(self, run: Callable[[Tx], T], committed: Callable[[T], None], *, patient: bool = False) -> None:
         def failed(error: BaseException) -> None:
             self.faults[type(error).__name__] += 1
             if isinstance(error, StoreUnavailable | StaleVersion):
                 self._stuck.append((run, committed))
 
-        self._store.post(run, committed, failed)
+        self._store.post(run, committed, failed, patient=patient)
 
     # --- tasks ------------------------------------------------------------------------------------------------
 

@@ -3,16 +3,21 @@
 A `Tx` lives on the writer thread. Its methods neither begin nor commit. The SQL is written out because
 SQLAlchemy Core costs several times the statement itself here; everything read for people goes through
 `reports.py`.
+
+Writes of the hot path are gathered (`batch.py`) and reach SQLite a table at a time when the group ends, or when
+something is read that they might change. Unfinished jobs and unconfirmed outbox items are kept in memory beside
+it: the process holds the only writer, and the version check in SQL stands behind that.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import orjson
 
+from pylon.store.batch import Batch, Insert, Update
 from pylon.store.errors import StaleVersion
 from pylon.store.records import (
     Attempt,
@@ -114,74 +119,135 @@ def attempt_of(row: Sequence[Any]) -> Attempt:
     )
 
 
+_JOB_INSERT: Final = f"INSERT INTO jobs ({JOB_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT DO NOTHING"
+_REQUESTS: Final = Insert("requests", ("job_id", "request_json"))
+_ATTEMPTS: Final = Insert("attempts", tuple(ATTEMPT_COLUMNS.split(", ")))
+_JOURNAL: Final = Insert("journal", ("at", "topic", "job_id", "entry"))
+_OUTBOX: Final = Insert("outbox", tuple(OUTBOX_COLUMNS.split(", ")))
+_JOB_STATE: Final = Update(
+    "jobs",
+    keys=("id", "version"),
+    values=(
+        "work",
+        "money",
+        "version",
+        "attempts",
+        "partial_sent",
+        "invoices",
+        "result_id",
+        "reason",
+        "updated_at",
+        "purge_at",
+    ),
+)
+_ATTEMPT_END: Final = Update(
+    "attempts",
+    keys=("job_id", "number"),
+    values=(
+        "ended_at",
+        "outcome",
+        "prompt_tokens",
+        "output_tokens",
+        "estimated",
+        "first_token_ms",
+        "duration_ms",
+    ),
+)
+_OUTBOX_END: Final = Update("outbox", keys=("event_id",), values=("state",))
+
+
 class Tx:
-    """One transaction on the writer's connection."""
+    """The transactions of one writer, one after another, on its connection."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._execute = connection.execute
-        self._executemany = connection.executemany
+        self._connection = connection
+        self._batch = Batch(connection)
+        self._saves: dict[str, tuple[int, Job]] = {}  # job id -> the version stored, the job to store
+        self._jobs: dict[str, Job] = {}
+        self._pending: dict[str, tuple[str, OutboxTopic]] = {}
+        self._undo: list[Callable[[], object]] = []
+        rows = connection.execute("SELECT event_id, job_id, topic FROM outbox WHERE state = 'pending'")
+        for event_id, job_id, topic in rows:
+            self._pending[event_id] = (job_id, OutboxTopic(topic))
+
+    # --- the group's own ends, called by the writer ------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send what was gathered to SQLite. Raises `StaleVersion` when a job was moved by somebody else."""
+        if self._saves:
+            rows = [(job.id, version, *_job_state(job)) for version, job in self._saves.values()]
+            self._saves.clear()
+            if self._batch.update(_JOB_STATE, rows) != len(rows):
+                raise StaleVersion("a job is no longer at the version it was read at")
+        self._batch.flush()
+
+    def committed(self) -> None:
+        """Keep what is in memory: it is stored now."""
+        self._undo.clear()
+
+    def rolled_back(self) -> None:
+        """Forget what was gathered and put memory back to what is stored."""
+        self._saves.clear()
+        self._batch.clear()
+        while self._undo:
+            self._undo.pop()()
+
+    def _execute(self, sql: str, params: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Run a statement after everything gathered before it."""
+        self.flush()
+        return self._connection.execute(sql, params)
+
+    def _executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        self.flush()
+        self._connection.executemany(sql, rows)
+
+    def _remember(self, job: Job) -> None:
+        before = self._jobs.get(job.id)
+        if before is None:
+            self._undo.append(lambda: self._jobs.pop(job.id, None))
+        else:
+            self._undo.append(lambda: self._jobs.__setitem__(job.id, before))
+        if job.purge_at is None:
+            self._jobs[job.id] = job
+        else:
+            self._jobs.pop(job.id, None)
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def insert_job(self, job: Job, request_json: str) -> bool:
         """Store a new job; False when its request was accepted before."""
-        done = self._execute(
-            f"INSERT INTO jobs ({JOB_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT DO NOTHING",
-            (
-                job.id,
-                job.customer,
-                job.kind,
-                job.backend,
-                job.model,
-                job.price_msats,
-                job.max_tokens,
-                job.accepted_at,
-                job.deadline_at,
-                _json(job.relays),
-                job.work.value,
-                job.money.value,
-                job.version,
-                job.attempts,
-                int(job.partial_sent),
-                job.invoices,
-                job.result_id,
-                job.reason,
-                job.updated_at,
-                job.purge_at,
-            ),
+        # At once, not gathered: whether the request is new must be known now.
+        row = (
+            job.id,
+            job.customer,
+            job.kind,
+            job.backend,
+            job.model,
+            job.price_msats,
+            job.max_tokens,
+            job.accepted_at,
+            job.deadline_at,
+            _json(job.relays),
+            *_job_state(job),
         )
-        if not done.rowcount:
+        if not self._connection.execute(_JOB_INSERT, row).rowcount:
             return False
-        self._execute("INSERT INTO requests VALUES (?,?)", (job.id, request_json))
+        self._remember(job)
+        self._batch.insert(_REQUESTS, (job.id, request_json))
         return True
 
     def job(self, job_id: str) -> Job | None:
         """Return the job, or None."""
+        if (job := self._jobs.get(job_id)) is not None:
+            return job
         row = self._execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return None if row is None else job_of(row)
 
     def save_job(self, before: Job, after: Job) -> None:
-        """Store what a step changed, if the stored version is still `before`'s. Raises `StaleVersion`."""
-        done = self._execute(
-            "UPDATE jobs SET work=?, money=?, version=?, attempts=?, partial_sent=?, invoices=?, result_id=?,"
-            " reason=?, updated_at=?, purge_at=? WHERE id=? AND version=?",
-            (
-                after.work.value,
-                after.money.value,
-                after.version,
-                after.attempts,
-                int(after.partial_sent),
-                after.invoices,
-                after.result_id,
-                after.reason,
-                after.updated_at,
-                after.purge_at,
-                after.id,
-                before.version,
-            ),
-        )
-        if not done.rowcount:
-            raise StaleVersion(f"job {before.id} is no longer at version {before.version}")
+        """Store what a step changed, if the stored version is still `before`'s; else `flush` raises."""
+        stored_version, _ = self._saves.get(after.id, (before.version, before))
+        self._saves[after.id] = (stored_version, after)
+        self._remember(after)
 
     def unfinished_jobs(self) -> list[Job]:
         """Return every job whose work or money is not finished, oldest first."""
@@ -217,16 +283,15 @@ class Tx:
 
     def begin_attempt(self, job_id: str, number: int, now: int) -> None:
         """Record that an attempt begins."""
-        self._execute(
-            f"INSERT INTO attempts ({ATTEMPT_COLUMNS}) VALUES (?,?,?,NULL,'',0,0,0,0,0)", (job_id, number, now)
-        )
+        self._batch.insert(_ATTEMPTS, (job_id, number, now, None, "", 0, 0, 0, 0, 0))
 
     def end_attempt(self, attempt: Attempt) -> None:
         """Record how an attempt ended."""
-        self._execute(
-            "UPDATE attempts SET ended_at=?, outcome=?, prompt_tokens=?, output_tokens=?, estimated=?,"
-            " first_token_ms=?, duration_ms=? WHERE job_id=? AND number=?",
+        self._batch.later(
+            _ATTEMPT_END,
             (
+                attempt.job_id,
+                attempt.number,
                 attempt.ended_at,
                 attempt.outcome,
                 attempt.prompt_tokens,
@@ -234,8 +299,6 @@ class Tx:
                 int(attempt.estimated),
                 attempt.first_token_ms,
                 attempt.duration_ms,
-                attempt.job_id,
-                attempt.number,
             ),
         )
 
@@ -246,9 +309,7 @@ class Tx:
 
     def journal(self, job_id: str, entry: str, now: int, topic: str = "job") -> None:
         """Append one line."""
-        self._execute(
-            "INSERT INTO journal (at, topic, job_id, entry) VALUES (?,?,?,?)", (now, topic, job_id, entry)
-        )
+        self._batch.insert(_JOURNAL, (now, topic, job_id, entry))
 
     def journal_of(self, job_id: str) -> list[JournalEntry]:
         """Return a job's lines in order."""
@@ -370,8 +431,10 @@ class Tx:
 
     def add_outbox(self, item: OutboxItem) -> None:
         """Store a signed event that must be published."""
-        self._execute(
-            f"INSERT INTO outbox ({OUTBOX_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)",
+        self._pending[item.event_id] = (item.job_id, item.topic)
+        self._undo.append(lambda: self._pending.pop(item.event_id, None))
+        self._batch.insert(
+            _OUTBOX,
             (
                 item.event_id,
                 item.job_id,
@@ -386,11 +449,12 @@ class Tx:
 
     def end_outbox(self, event_id: str, state: OutboxState) -> tuple[str, OutboxTopic] | None:
         """Store how an item ended; returns its job and topic, or None when it had ended before."""
-        row = self._execute(
-            "UPDATE outbox SET state=? WHERE event_id=? AND state='pending' RETURNING job_id, topic",
-            (state.value, event_id),
-        ).fetchone()
-        return None if row is None else (str(row[0]), OutboxTopic(row[1]))
+        item = self._pending.pop(event_id, None)
+        if item is None:
+            return None
+        self._undo.append(lambda: self._pending.__setitem__(event_id, item))
+        self._batch.later(_OUTBOX_END, (event_id, state.value))
+        return item
 
     def pending_outbox(self) -> list[OutboxItem]:
         """Return every item that no relay has confirmed."""
@@ -413,6 +477,22 @@ class Tx:
     def marks(self) -> dict[str, int]:
         """Return every remembered number."""
         return dict(self._execute("SELECT name, value FROM marks").fetchall())
+
+
+def _job_state(job: Job) -> tuple[Any, ...]:
+    """Return the columns of a job that change, in the order of `_JOB_STATE` and the end of `JOB_COLUMNS`."""
+    return (
+        job.work.value,
+        job.money.value,
+        job.version,
+        job.attempts,
+        int(job.partial_sent),
+        job.invoices,
+        job.result_id,
+        job.reason,
+        job.updated_at,
+        job.purge_at,
+    )
 
 
 def _json(texts: tuple[str, ...]) -> str:

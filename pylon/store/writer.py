@@ -5,9 +5,9 @@ transitions share a disk flush. Nobody hears anything before COMMIT: results, an
 out effects, reach the event loop afterwards, in commit order.
 
 A function that raises must leave nothing behind: the group is rolled back and its members are run again one by
-one, each under a savepoint, so that only the faulty one fails. Functions therefore must be safe to run twice.
-When COMMIT itself fails (disk full, I/O error) nothing of the group happened and every member gets
-`StoreUnavailable`.
+one, each in a transaction of its own, so that only the faulty one fails. Functions therefore must be safe to run
+twice. When COMMIT itself fails (disk full, I/O error) nothing of it happened and every member that is not
+committed gets `StoreUnavailable`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import queue
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ T = TypeVar("T")
 
 _MAX_GROUP: Final = 256
 _BUSY_TIMEOUT_MS: Final = 5000
+_PATIENCE_S: Final = 0.01
 
 
 @dataclass(slots=True)
@@ -40,8 +42,10 @@ class _Member:
     run: Callable[[Tx], Any]
     on_commit: Callable[[Any], None] | None
     future: asyncio.Future[Any] | None
+    patient: bool = False
     result: Any = None
     error: BaseException | None = None
+    committed: bool = False
 
 
 class _Stop:
@@ -102,14 +106,19 @@ class Store:
         run: Callable[[Tx], T],
         on_commit: Callable[[T], None] | None = None,
         on_error: Callable[[BaseException], None] | None = None,
+        *,
+        patient: bool = False,
     ) -> None:
-        """Like `write` without a caller that waits. Exactly one of the two callbacks is called, on the loop."""
+        """Like `write` without a caller that waits. Exactly one of the two callbacks is called, on the loop.
+
+        A `patient` one may wait a few milliseconds for a group that is committed anyway.
+        """
         assert self._loop is not None
         future: asyncio.Future[T] | None = None
         if on_error is not None:
             future = self._loop.create_future()
             future.add_done_callback(lambda done: on_error(error) if (error := done.exception()) else None)
-        self._submit(_Member(run, on_commit, future))
+        self._submit(_Member(run, on_commit, future, patient))
 
     async def aclose(self) -> None:
         """Commit what is queued, then close. Safe to call twice."""
@@ -150,17 +159,25 @@ class Store:
             connection.close()
 
     def _take(self) -> tuple[list[_Member], bool]:
-        first = self._inbox.get()
-        if isinstance(first, _Stop):
-            return [], True
-        group = [first]
+        """Wait for work and return what has gathered; and whether this is the end."""
+        group: list[_Member] = []
+        give_up_at: float | None = None  # while all of the group is patient
         while len(group) < _MAX_GROUP:
             try:
-                member = self._inbox.get_nowait()
+                if not group:
+                    member = self._inbox.get()
+                elif give_up_at is None:
+                    member = self._inbox.get_nowait()
+                else:
+                    member = self._inbox.get(timeout=max(0.0, give_up_at - time.monotonic()))
             except queue.Empty:
                 break
             if isinstance(member, _Stop):
                 return group, True
+            if not member.patient:
+                give_up_at = None
+            elif not group:
+                give_up_at = time.monotonic() + _PATIENCE_S
             group.append(member)
         return group, False
 
@@ -170,10 +187,11 @@ class Store:
             if not self._try_together(connection, tx, group):
                 self._try_apart(connection, tx, group)
         except sqlite3.Error as error:
-            _roll_back(connection)
+            _roll_back(connection, tx)
             health = StoreHealth(False, f"the database cannot be written ({error}): {self.path}")
             for member in group:
-                member.error = StoreUnavailable(health.detail)
+                if not member.committed:
+                    member.error = StoreUnavailable(health.detail)
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(self._tell, group, health)
@@ -188,28 +206,32 @@ class Store:
         try:
             for member in group:
                 member.result = member.run(tx)
+            tx.flush()
         except sqlite3.OperationalError:
             raise
         except Exception:  # noqa: BLE001 - whatever a member raises, the group must not keep half of it
-            _roll_back(connection)
+            _roll_back(connection, tx)
             return False
         connection.execute("COMMIT")
+        tx.committed()
         return True
 
     @staticmethod
     def _try_apart(connection: sqlite3.Connection, tx: Tx, group: list[_Member]) -> None:
-        connection.execute("BEGIN IMMEDIATE")
         for member in group:
-            connection.execute("SAVEPOINT member")
+            connection.execute("BEGIN IMMEDIATE")
             try:
                 member.result = member.run(tx)
+                tx.flush()
             except sqlite3.OperationalError:
                 raise
             except Exception as error:  # noqa: BLE001 - it is handed to the member's caller
                 member.error = error
-                connection.execute("ROLLBACK TO member")
-            connection.execute("RELEASE member")
-        connection.execute("COMMIT")
+                _roll_back(connection, tx)
+            else:
+                connection.execute("COMMIT")
+                tx.committed()
+                member.committed = True
 
     def _tell(self, group: list[_Member], health: StoreHealth) -> None:
         """On the loop: say what became of each member, in commit order."""
@@ -239,7 +261,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _roll_back(connection: sqlite3.Connection) -> None:
+def _roll_back(connection: sqlite3.Connection, tx: Tx) -> None:
+    tx.rolled_back()
     # A full disk may have rolled the transaction back already.
     if connection.in_transaction:
         try:
