@@ -107,7 +107,7 @@ async def _open(url: str, config: PoolConfig, **options: Any) -> RelaySocket:
         ping_interval=config.ping_interval_s,
         ping_timeout=config.pong_timeout_s,
         close_timeout=_CLOSE_TIMEOUT_S,
-        max_size=config.hard_frame_bytes,
+        max_size=max(config.hard_frame_bytes, config.max_frame_bytes),
         max_queue=_READ_HIGH_FRAMES,
         write_limit=_WRITE_HIGH_BYTES,
         logger=_silent,

@@ -27,7 +27,7 @@ async def test_a_result_reaches_the_relay_that_the_customer_named() -> None:
         one = event("result")
         run.deliver(one, (theirs.url, ours.url))
         await until(lambda: theirs.events() == [one.id] and ours.events() == [one.id])
-        assert run.heard.confirmations == 1
+        await until(lambda: run.heard.confirmations == 1)
         assert theirs.verbs() == ["EVENT"]  # nothing is subscribed to there
         assert [state.status for state in run.pool.guest_states()] == [RelayStatus.CONNECTED]
 
