@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -50,6 +51,7 @@ _CURSOR_MARK = "cursor "
 _CANCELS_EVERY_S = 2.0
 _IDS_PER_FILTER = 200
 _FLUSH_S = 5.0
+_SWITCH_S = 0.0002
 
 
 class _Doorway:
@@ -69,6 +71,9 @@ def run_daemon(loaded: LoadedSettings, paths: Paths, key: SecretKey, *, debug: b
     assembly.check_startable(settings)
     private_folder(paths.state_dir)
     logs.configure(settings.log.level, settings.log.format, secrets=assembly.secrets_of(settings, key), debug=debug)
+    # The store's thread gives up the interpreter's lock at every call of SQLite; with the default of 5 ms it would
+    # wait that long to get it back from a busy loop, several times a commit.
+    sys.setswitchinterval(_SWITCH_S)
     with instance_lock(paths.lock_file):
         anyio.run(_main, settings, paths, key, backend_options={"use_uvloop": _has_uvloop()})
     return 0
@@ -130,6 +135,9 @@ class Daemon:
                 tasks.start_soon(self._cashier.run)
             await self._subscribe()
             await parts.engine.resume()
+            # Older requests are refused by their age.
+            oldest = int(self._clock()) - self._settings.intake.max_age_s - self._settings.intake.max_future_s
+            parts.intake.remember(await self._store.write(lambda tx: tx.accepted_since(oldest)))
             self._door.intake = parts.intake
             tasks.start_soon(parts.engine.run)
             tasks.start_soon(self.pool.run)

@@ -20,8 +20,8 @@ from pylon.jobs.lifecycle import begin
 from pylon.jobs.openjobs import OpenJobs
 from pylon.jobs.ports import Clock, Publisher
 from pylon.jobs.recorder import NO_BOOKS, Moved, Recorder
-from pylon.nostr.nip90 import JobRequest
-from pylon.store.errors import StaleVersion, StoreUnavailable
+from pylon.jobs.textgen import TextJob
+from pylon.store.errors import Conflict, StaleVersion, StoreUnavailable
 from pylon.store.records import (
     Books,
     InvoiceRow,
@@ -52,7 +52,7 @@ class Workplace(Protocol):
         """Put a queued job into its lane."""
         ...
 
-    def run_attempt(self, job: Job, request: JobRequest | None) -> None:
+    def run_attempt(self, job: Job, text: TextJob | None) -> None:
         """Run an attempt that is committed; its slot was taken before."""
         ...
 
@@ -165,7 +165,7 @@ class Engine:
     def accept(
         self,
         job: Job,
-        request: JobRequest,
+        text: TextJob,
         mode: facts.Mode,
         *,
         start: bool,
@@ -178,26 +178,26 @@ class Engine:
         store that cannot commit fails at once: nothing was promised yet.
         """
         now = int(self._clock())
-        text = request.event.to_json()
+        request_json = text.event.to_json()
         if self._open.get(job.id) is not None:
             done(None)
             return
         self._open.put(begin(job, mode).job)  # it takes its place before COMMIT, so that a burst finds it taken
 
-        def run(tx: Tx) -> Moved | None:
-            return self._recorder.accept(tx, job, text, mode, start=start, now=now)
+        def run(tx: Tx) -> Moved:
+            return self._recorder.accept(tx, job, request_json, mode, start=start, now=now)
 
-        def committed(moved: Moved | None) -> None:
-            if moved is None:
-                self._open.drop(job.id)
-            else:
-                self._carry_out(moved, request)
+        def committed(moved: Moved) -> None:
+            self._carry_out(moved, text)
             done(moved)
 
         def not_committed(error: BaseException) -> None:
-            self.faults[type(error).__name__] += 1
             self._open.drop(job.id)
-            failed(error)
+            if isinstance(error, Conflict):
+                done(None)
+            else:
+                self.faults[type(error).__name__] += 1
+                failed(error)
 
         self._store.post(run, committed, not_committed)
 
@@ -277,19 +277,17 @@ class Engine:
         if moved is not None:
             self._carry_out(moved, None)
 
-    def _carry_out(self, moved: Moved, request: JobRequest | None) -> None:
+    def _carry_out(self, moved: Moved, text: TextJob | None) -> None:
         assert self._workplace is not None and self._publisher is not None
         self._count(moved)
         job = moved.job
         for item in moved.items:
             self._deliver(item)
-        for event in moved.live:
-            self._publisher.publish_live(event, job.relays)
         for row in moved.invoices:
             self._hand_to_till(row, fresh=True)
         for effect in moved.effects:
             if isinstance(effect, do.BeginAttempt):
-                self._workplace.run_attempt(job, request)
+                self._workplace.run_attempt(job, text)
             elif isinstance(effect, do.Enqueue):
                 self._workplace.enqueue(job)
             elif isinstance(effect, do.StopWork):

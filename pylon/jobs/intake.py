@@ -8,7 +8,7 @@ gets one error reply within a global budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -35,7 +35,7 @@ from pylon.jobs.ports import Backend, BackendHealth, Clock, Publisher
 from pylon.jobs.pricing import Quote, check_bid, input_token_bound, quote
 from pylon.jobs.recorder import Moved
 from pylon.jobs.runner import Runner
-from pylon.jobs.textgen import KIND, TextGeneration, parse_textgen
+from pylon.jobs.textgen import KIND, TextGeneration, TextJob, parse_textgen
 from pylon.nostr.event import Event, verify
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import (
@@ -86,6 +86,7 @@ class _Order:
     """A request that passed every check: what runs, on what, for how much."""
 
     request: JobRequest
+    asked: TextGeneration
     offer: Offer
     max_tokens: int
     quoted: Quote
@@ -129,6 +130,11 @@ class Intake:
         if self.stopped is not None:
             return self.stopped
         return None if self._engine.healthy else "the database cannot be written"
+
+    def remember(self, event_ids: Iterable[str]) -> None:
+        """Count these requests as seen: they were accepted before a restart, and relays may send them again."""
+        for event_id in event_ids:
+            self._seen.add(event_id)
 
     # --- EventSink --------------------------------------------------------------------------------------------
 
@@ -210,7 +216,7 @@ class Intake:
             raise _Refused(denial, quoted.amount_msats)
         if quoted.amount_msats:
             self._check_payable(request, now)
-        return _Order(request, offer, max_tokens, quoted)
+        return _Order(request, asked, offer, max_tokens, quoted)
 
     def _check_payable(self, request: JobRequest, now: float) -> None:
         if (why := self._payable()) is not None:
@@ -299,7 +305,8 @@ class Intake:
             log.error("job not stored", job=job.id, error=f"{type(error).__name__}: {error}")
             self.counters.add(ErrorPrefix.INTERNAL)
 
-        self._engine.accept(job, request, mode, start=start, done=done, failed=failed)
+        text = TextJob(request.event, order.asked)
+        self._engine.accept(job, text, mode, start=start, done=done, failed=failed)
 
     def _refuse(self, event: Event, address: Address, denial: Denial, amount_msats: int | None, now: float) -> None:
         self.counters.add(denial.prefix)

@@ -16,7 +16,7 @@ from pylon.jobs import effects as do
 from pylon.jobs import facts
 from pylon.jobs import lifecycle as life
 from pylon.jobs.ports import Invoice
-from pylon.nostr.event import Draft, Event
+from pylon.nostr.event import Draft
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import Denial, FeedbackStatus
 from pylon.nostr.nip90_replies import error_draft, feedback_draft, payment_required_draft
@@ -61,7 +61,6 @@ class Moved:
     job: Job
     effects: list[do.Effect]
     items: list[OutboxItem] = field(default_factory=list)
-    live: list[Event] = field(default_factory=list)
     invoices: list[InvoiceRow] = field(default_factory=list)  # wanted: to be made; others: to be watched
     books: Books = NO_BOOKS  # the change, not the sum
 
@@ -73,10 +72,8 @@ class Recorder:
         self._key = key
         self._config = config
 
-    def accept(
-        self, tx: Tx, job: Job, request_json: str, mode: facts.Mode, *, start: bool, now: int
-    ) -> Moved | None:
-        """Store a new job, with its first attempt begun if `start`; None when it was accepted before."""
+    def accept(self, tx: Tx, job: Job, request_json: str, mode: facts.Mode, *, start: bool, now: int) -> Moved:
+        """Store a new job, its first attempt begun if `start`. Fails with `Conflict` if it was accepted before."""
         first = life.begin(job, mode)
         job, effects = first.job, list(first.effects)
         if start:
@@ -85,8 +82,7 @@ class Recorder:
             effects = [each for each in effects if not isinstance(each, do.Enqueue)]
             effects += started.effects
         job = self._stamp(job, now)
-        if not tx.insert_job(job, request_json):
-            return None
+        tx.insert_job(job, request_json)
         tx.journal(job.id, _entry("accepted", job), now)
         return self._store(tx, Moved(None, job, effects), now)
 
@@ -160,11 +156,7 @@ class Recorder:
                     now=now,
                     until=effect.invoice.expires_at if effect.invoice else None,
                 )
-            case do.Announce():
-                hint = self._config.relay_hint
-                draft = feedback_draft(job.id, job.customer, FeedbackStatus.PROCESSING, relay_hint=hint)
-                moved.live.append(draft.sign(self._key, now))
-            case do.Enqueue() | do.StopWork():
+            case do.Announce() | do.Enqueue() | do.StopWork():
                 pass  # nothing to store: the states say it
             case _:
                 assert_never(effect)

@@ -35,12 +35,12 @@ from pylon.jobs.ports import (
     GenerationRequest,
     Publisher,
 )
-from pylon.jobs.textgen import parse_textgen, to_generation
-from pylon.nostr.event import Event, parse_event
+from pylon.jobs.textgen import TextJob, read_text_job, to_generation
+from pylon.nostr.event import Draft, Event, parse_event
 from pylon.nostr.keys import SecretKey
-from pylon.nostr.nip90 import ErrorPrefix, JobRequest, parse_request
+from pylon.nostr.nip90 import ErrorPrefix, FeedbackStatus
 from pylon.nostr.nip90_fit import fit_result
-from pylon.nostr.nip90_replies import partial_draft
+from pylon.nostr.nip90_replies import feedback_draft, partial_draft
 from pylon.store.records import Job, Money, Work
 from pylon.text import printable
 
@@ -59,6 +59,7 @@ class RunnerConfig:
     retry_delay_s: float = 1.0
     health_interval_s: float = 5.0
     health_interval_down_s: float = 1.0
+    announce_after_s: float = 0.2
     relay_hint: str = ""
 
 
@@ -109,6 +110,16 @@ class _Attempt:
         return "".join(self.parts)
 
 
+@dataclass(slots=True)
+class _Run:
+    """An attempt that is on its backend, as the others see it."""
+
+    job: Job
+    started: float
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    announced: bool = False
+
+
 class Runner:
     """The workplace: lanes, slots, attempts."""
 
@@ -131,7 +142,7 @@ class Runner:
         self._clock = clock
         self._monotonic = monotonic
         self._lanes = {(o.backend, o.name): Lane(o, backends[o.backend]) for o in offers}
-        self._running: dict[str, anyio.CancelScope] = {}
+        self._running: dict[str, _Run] = {}
         self._tasks: TaskGroup | None = None
         self._check_now = {name: anyio.Event() for name in backends}
         self._draining = False
@@ -172,6 +183,7 @@ class Runner:
         """Run attempts and watch the backends' health until cancelled."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
+            tasks.start_soon(self._announce)
             for backend in self._backends.values():
                 tasks.start_soon(self._watch_health, backend)
             task_status.started()
@@ -198,19 +210,19 @@ class Runner:
             lane.queue[job.id] = None
             self._pump(lane)
 
-    def run_attempt(self, job: Job, request: JobRequest | None) -> None:
+    def run_attempt(self, job: Job, text: TextJob | None) -> None:
         """Run an attempt that is committed; its slot was taken before."""
         assert self._tasks is not None
-        scope = anyio.CancelScope()
-        self._running[job.id] = scope
-        self._tasks.start_soon(self._attempt, self._lanes[(job.backend, job.model)], job, request, scope)
+        run = _Run(job, self._monotonic())
+        self._running[job.id] = run
+        self._tasks.start_soon(self._attempt, self._lanes[(job.backend, job.model)], run, text)
 
     def stop(self, job_id: str) -> None:
         """Take a job out of its lane, or cancel its attempt; the backend's slot is freed."""
         for lane in self._lanes.values():
             lane.queue.pop(job_id, None)
-        if scope := self._running.get(job_id):
-            scope.cancel()
+        if run := self._running.get(job_id):
+            run.scope.cancel()
 
     # --- lanes ------------------------------------------------------------------------------------------------
 
@@ -255,23 +267,44 @@ class Runner:
 
     # --- one attempt ------------------------------------------------------------------------------------------
 
-    async def _attempt(self, lane: Lane, job: Job, request: JobRequest | None, scope: anyio.CancelScope) -> None:
+    async def _attempt(self, lane: Lane, run: _Run, text: TextJob | None) -> None:
         try:
-            with scope:
-                await self._work(lane, job, request)
+            with run.scope:
+                await self._work(lane, run.job, text)
         finally:
-            del self._running[job.id]
+            del self._running[run.job.id]
             self.give_back(lane.key)
             if not self._running:
                 self._idle.set()
 
-    async def _work(self, lane: Lane, job: Job, request: JobRequest | None) -> None:
+    async def _announce(self) -> None:
+        """Say `processing` for every attempt that takes a while; a result that comes at once says it all."""
+        while True:
+            await anyio.sleep(self._config.announce_after_s / 2)
+            before = self._monotonic() - self._config.announce_after_s
+            for run in self._running.values():
+                if not run.announced and run.started <= before:
+                    run.announced = True
+                    self._publish(
+                        run.job,
+                        feedback_draft(
+                            run.job.id,
+                            run.job.customer,
+                            FeedbackStatus.PROCESSING,
+                            relay_hint=self._config.relay_hint,
+                        ),
+                    )
+
+    def _publish(self, job: Job, draft: Draft) -> None:
+        self._publisher.publish_live(draft.sign(self._key, int(self._clock())), job.relays)
+
+    async def _work(self, lane: Lane, job: Job, text: TextJob | None) -> None:
         try:
-            if request is None:
-                request = await self._load(job)
-            asked = to_generation(parse_textgen(request), lane.offer.backend_model, job.max_tokens)
-            attempt = _Attempt(job, request.event, lane, self._monotonic(), OutputBudget(self._config.limit_bytes))
-            output = await self._generate(attempt, asked)
+            if text is None:
+                text = await self._load(job)
+            asked = to_generation(text.asked, lane.offer.backend_model, job.max_tokens)
+            budget = OutputBudget(self._config.limit_bytes)
+            output = await self._generate(_Attempt(job, text.event, lane, self._monotonic(), budget), asked)
         except BackendError as error:
             self._check_now[lane.backend.name].set()
             sentence = printable(error, limit=300)
@@ -282,11 +315,11 @@ class Runner:
         else:
             await self._engine.apply(job.id, output)
 
-    async def _load(self, job: Job) -> JobRequest:
-        text = await self._engine.query(lambda tx: tx.request_json(job.id))
-        if text is None:
+    async def _load(self, job: Job) -> TextJob:
+        stored = await self._engine.query(lambda tx: tx.request_json(job.id))
+        if stored is None:
             raise LookupError("the request's text is gone")
-        return parse_request(parse_event(orjson.loads(text)))
+        return read_text_job(parse_event(orjson.loads(stored)))
 
     async def _fail(self, job: Job, sentence: str, *, retryable: bool, prefix: ErrorPrefix) -> None:
         fact = facts.AttemptFailed(job.attempts, sentence, retryable=retryable, prefix=prefix)
@@ -337,7 +370,7 @@ class Runner:
             attempt=job.attempts,
             relay_hint=self._config.relay_hint,
         )
-        self._publisher.publish_live(draft.sign(self._key, int(self._clock())), job.relays)
+        self._publish(job, draft)
 
     def _output(self, attempt: _Attempt, finished: Finished) -> facts.Output:
         job = attempt.job

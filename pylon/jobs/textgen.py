@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from pylon.jobs.ports import GenerationRequest, Message
-from pylon.nostr.nip90 import BadRequest, ErrorPrefix, InputType, JobRequest
+from pylon.nostr.event import Event
+from pylon.nostr.nip90 import BadRequest, ErrorPrefix, InputType, JobRequest, parse_request
 from pylon.text import printable
 
 KIND: Final = 5050
@@ -70,6 +71,19 @@ class TextGeneration:
     def texts(self) -> tuple[str, ...]:
         """The messages' texts in their order, as `pricing.input_token_bound` counts them."""
         return (self.prompt,) if self.system is None else (self.system, self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class TextJob:
+    """A request that was read and checked: what a runner needs of it."""
+
+    event: Event
+    asked: TextGeneration
+
+
+def read_text_job(event: Event) -> TextJob:
+    """Return what a stored request asks for. Raises `BadRequest`."""
+    return TextJob(event, parse_textgen(parse_request(event)))
 
 
 def parse_textgen(request: JobRequest) -> TextGeneration:

@@ -17,3 +17,7 @@ class StaleVersion(StoreError):
 
 class StoreTooNew(StoreError):
     """The database was written by a newer Pylon."""
+
+
+class Conflict(StoreError):
+    """A constraint refused it: something that may be stored once is stored already."""

@@ -38,7 +38,6 @@ JOB_COLUMNS: Final = (
     "id, customer, kind, backend, model, price_msats, max_tokens, accepted_at, deadline_at, relays, work, money,"
     " version, attempts, partial_sent, invoices, result_id, reason, updated_at, purge_at"
 )
-_MARKS: Final = ",".join("?" * (JOB_COLUMNS.count(",") + 1))
 INVOICE_COLUMNS: Final = "own_id, job_id, number, amount_msats, created_at, expires_at, state, payment_hash, bolt11"
 OUTBOX_COLUMNS: Final = "event_id, job_id, topic, event_json, relays, created_at, deadline_at, state"
 SETTLEMENT_COLUMNS: Final = "payment_hash, job_id, amount_msats, earned_msats, settled_at"
@@ -119,7 +118,7 @@ def attempt_of(row: Sequence[Any]) -> Attempt:
     )
 
 
-_JOB_INSERT: Final = f"INSERT INTO jobs ({JOB_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT DO NOTHING"
+_JOBS: Final = Insert("jobs", tuple(JOB_COLUMNS.split(", ")))
 _REQUESTS: Final = Insert("requests", ("job_id", "request_json"))
 _ATTEMPTS: Final = Insert("attempts", tuple(ATTEMPT_COLUMNS.split(", ")))
 _JOURNAL: Final = Insert("journal", ("at", "topic", "job_id", "entry"))
@@ -214,27 +213,31 @@ class Tx:
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
-    def insert_job(self, job: Job, request_json: str) -> bool:
-        """Store a new job; False when its request was accepted before."""
-        # At once, not gathered: whether the request is new must be known now.
-        row = (
-            job.id,
-            job.customer,
-            job.kind,
-            job.backend,
-            job.model,
-            job.price_msats,
-            job.max_tokens,
-            job.accepted_at,
-            job.deadline_at,
-            _json(job.relays),
-            *_job_state(job),
+    def insert_job(self, job: Job, request_json: str) -> None:
+        """Store a new job. Its transaction fails with `Conflict` when the request was accepted before."""
+        self._batch.insert(
+            _JOBS,
+            (
+                job.id,
+                job.customer,
+                job.kind,
+                job.backend,
+                job.model,
+                job.price_msats,
+                job.max_tokens,
+                job.accepted_at,
+                job.deadline_at,
+                _json(job.relays),
+                *_job_state(job),
+            ),
         )
-        if not self._connection.execute(_JOB_INSERT, row).rowcount:
-            return False
-        self._remember(job)
         self._batch.insert(_REQUESTS, (job.id, request_json))
-        return True
+        self._remember(job)
+
+    def accepted_since(self, time_s: int) -> list[str]:
+        """Return the ids of jobs accepted at or after a time."""
+        rows = self._execute("SELECT id FROM jobs WHERE accepted_at >= ?", (time_s,))
+        return [str(row[0]) for row in rows]
 
     def job(self, job_id: str) -> Job | None:
         """Return the job, or None."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from pylon.store.errors import StoreError, StoreUnavailable
+from pylon.store.errors import Conflict, StoreError, StoreUnavailable
 from pylon.store.migrations import migrate
 from pylon.store.tx import Tx
 
@@ -226,7 +226,7 @@ class Store:
             except sqlite3.OperationalError:
                 raise
             except Exception as error:  # noqa: BLE001 - it is handed to the member's caller
-                member.error = error
+                member.error = Conflict(str(error)) if isinstance(error, sqlite3.IntegrityError) else error
                 _roll_back(connection, tx)
             else:
                 connection.execute("COMMIT")

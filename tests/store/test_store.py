@@ -18,7 +18,7 @@ import anyio
 import pytest
 from sqlalchemy import create_engine
 
-from pylon.store.errors import StaleVersion, StoreTooNew, StoreUnavailable
+from pylon.store.errors import Conflict, StaleVersion, StoreTooNew, StoreUnavailable
 from pylon.store.migrations import MIGRATIONS, migrate
 from pylon.store.records import (
     Attempt,
@@ -71,7 +71,7 @@ async def opened(path: Path) -> AsyncIterator[Store]:
 async def test_a_job_comes_back_as_it_was_stored(tmp_path: Path) -> None:
     stored = job(1, reason="ünïcode \u2028", result_id="ab", attempts=2, partial_sent=True, purge_at=7)
     async with opened(tmp_path / "db") as store:
-        assert await store.write(lambda tx: tx.insert_job(stored, "{}"))
+        await store.write(lambda tx: tx.insert_job(stored, "{}"))
         assert await store.write(lambda tx: tx.job(stored.id)) == stored
     async with opened(tmp_path / "db") as store:
         assert await store.write(lambda tx: tx.job(stored.id)) == stored
@@ -80,8 +80,11 @@ async def test_a_job_comes_back_as_it_was_stored(tmp_path: Path) -> None:
 
 async def test_a_request_is_accepted_once(tmp_path: Path) -> None:
     async with opened(tmp_path / "db") as store:
-        assert await store.write(lambda tx: tx.insert_job(job(1), "{}"))
-        assert not await store.write(lambda tx: tx.insert_job(job(1), "{}"))
+        await store.write(lambda tx: tx.insert_job(job(1), "{}"))
+        with pytest.raises(Conflict):
+            await store.write(lambda tx: tx.insert_job(job(1, kind=1), "{}"))
+        kept = await store.write(lambda tx: tx.job(job(1).id))
+        assert kept is not None and kept.kind == 5050
 
 
 async def test_what_arrives_together_is_committed_together(tmp_path: Path) -> None:
@@ -131,7 +134,7 @@ async def test_one_faulty_member_fails_alone(tmp_path: Path) -> None:
         await blocked
         ids = await store.write(lambda tx: [each.id for each in tx.unfinished_jobs()])
         assert ids == [job(1).id, job(2).id]
-        assert [type(error) for error in errors] == [ValueError, sqlite3.IntegrityError]
+        assert [type(error) for error in errors] == [ValueError, Conflict]
         assert len(committed) == 2
         # Memory went back too: the outbox of the faulty ones is not believed in.
         assert await store.write(lambda tx: tx.end_outbox(f"{61:064x}", OutboxState.SENT)) is None
@@ -173,7 +176,7 @@ async def test_a_full_disk_fails_the_group_and_nothing_else(tmp_path: Path) -> N
         assert not store.health.healthy
         assert await store.write(lambda tx: [each.id for each in tx.unfinished_jobs()]) == [job(1).id]
         await store.write(lambda tx: tx._execute(f"PRAGMA max_page_count = {pages + 10_000}"))
-        assert await store.write(lambda tx: tx.insert_job(job(2), "x" * 200_000))
+        await store.write(lambda tx: tx.insert_job(job(2), "x" * 200_000))
         assert store.health.healthy
 
 
@@ -198,7 +201,7 @@ async def test_at_most_one_live_invoice(tmp_path: Path) -> None:
     async with opened(tmp_path / "db") as store:
         await store.write(lambda tx: tx.insert_job(job(1), "{}"))
         await store.write(lambda tx: want(tx, 1))
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(Conflict):
             await store.write(lambda tx: want(tx, 2))
         moves = [(InvoiceState.OPEN, InvoiceState.CLOSING)]
         await store.write(lambda tx: tx.move_invoices(job(1).id, moves))
