@@ -20,7 +20,6 @@ from typing import Final
 import anyio
 import anyio.to_thread
 import orjson
-from anyio.abc import TaskGroup
 
 from pylon.backends.embedded import ENGINE
 from pylon.backends.models import bundled_model_path
@@ -141,15 +140,14 @@ async def open_market(story: Story) -> AsyncIterator[Market]:
     """
     model = require_parts()
     with _temporary_home() as paths:
-        async with local_relay(nip42="both") as relay_url, anyio.create_task_group() as tasks:
+        async with local_relay(nip42="both") as relay_url:
             story.tell("relay", f"{relay_url}, in this process; AUTH demanded (NIP-42)")
-            async with _open_wallet(story, paths, tasks) as wallet:
+            async with _open_wallet(story, paths) as wallet:
                 identity = await anyio.to_thread.run_sync(generate_identity)
                 save_identity(paths.identity_file, identity)
                 create_file(paths.config_file, _settings(relay_url, wallet.url, model))
-                async with _open_provider(story, paths, wallet, model, tasks) as control:
+                async with _open_provider(story, paths, wallet, model) as control:
                     yield Market(relay_url, wallet, paths, control, identity.secret.public_hex)
-                    tasks.cancel_scope.cancel()  # from here on the children may end
 
 
 @contextmanager
@@ -175,7 +173,7 @@ def _settings(relay_url: str, wallet_url: str, model: Path) -> str:
 
 
 @asynccontextmanager
-async def _open_wallet(story: Story, paths: Paths, tasks: TaskGroup) -> AsyncIterator[Wallet]:
+async def _open_wallet(story: Story, paths: Paths) -> AsyncIterator[Wallet]:
     owner, payer = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
     running = child(
         "the fake wallet",
@@ -189,16 +187,13 @@ async def _open_wallet(story: Story, paths: Paths, tasks: TaskGroup) -> AsyncIte
         with story.step("wallet", "starting the fake wallet") as step:
             url = await process.ready(_WALLET_READY_S)
             step.done("the fake wallet, a process and books of its own; its invoices are real, its sats are not")
-        tasks.start_soon(process.watch)
         client = FakeWallet(FakeWalletConfig(token=owner, url=url), time.time)
         async with client.running():
             yield Wallet(url, client, owner, payer)
 
 
 @asynccontextmanager
-async def _open_provider(
-    story: Story, paths: Paths, wallet: Wallet, model: Path, tasks: TaskGroup
-) -> AsyncIterator[ControlClient]:
+async def _open_provider(story: Story, paths: Paths, wallet: Wallet, model: Path) -> AsyncIterator[ControlClient]:
     """Run the daemon, and wait until it is ready for jobs."""
     running = child(
         "the provider's daemon",
@@ -208,7 +203,6 @@ async def _open_provider(
         log_path=paths.log_file,
     )
     async with running as process:
-        tasks.start_soon(process.watch)
         control = ControlClient(paths.control_socket)
         with story.step("provider", "starting the daemon") as step:
             status = await _until_ready(control, process, step, model)

@@ -48,7 +48,7 @@ class Child:
         except TimeoutError:
             raise self.failure(f"was not ready within {timeout_s:g} s") from None
         except (anyio.EndOfStream, anyio.BrokenResourceError):
-            raise self.failure("ended before it was ready") from None
+            raise self.failure("closed its output before it was ready") from None
         word, _, rest = line.decode(errors="replace").strip().partition(" ")
         if word != "READY":
             raise self.failure("said something else than READY")
@@ -88,8 +88,8 @@ async def child(
 ) -> AsyncIterator[Child]:
     """Run `python -m module` until the block ends; then SIGTERM, and SIGKILL after `stop_s`.
 
-    It dies with this process in any case. `environ` is its whole environment. One that does not say READY has
-    its standard output in the log as well.
+    It dies with this process in any case. An end that nobody asked for is a `ChildFailed` in an exception group.
+    `environ` is its whole environment. One that does not say READY has its standard output in the log as well.
     """
     command = [sys.executable, "-m", "pylon.demo.leash", str(os.getpid()), module, *arguments]
     with log_path.open("ab") as log, anyio.CancelScope(shield=True):  # a cancelled start must not leave one behind
@@ -102,8 +102,14 @@ async def child(
             env=dict(environ),
             start_new_session=True,
         )
+    running = Child(name, process, log_path)
     try:
-        yield Child(name, process, log_path)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(running.watch)
+            try:
+                yield running
+            finally:
+                tasks.cancel_scope.cancel()  # from here on it may end
     finally:
         with anyio.CancelScope(shield=True):
             await _end(process, stop_s)
