@@ -183,6 +183,11 @@ class Order:
         """How many events were not believed or not news, by reason."""
         return {reason.value: count for reason, count in self._conversation.dropped.items()}
 
+    @property
+    def waiting(self) -> int:
+        """How many updates nobody has taken yet."""
+        return len(self._waiting)
+
     async def updates(self) -> AsyncGenerator[Update, None]:
         """Yield what the providers say, as it comes; ends only with its reader, who sets the time limit."""
         while True:
