@@ -13,6 +13,7 @@ from pylon.store.errors import StoreTooNew
 
 _V1 = """
 CREATE TABLE jobs (
+    number INTEGER NOT NULL,
     id TEXT NOT NULL,
     customer TEXT NOT NULL,
     kind INTEGER NOT NULL,
@@ -33,27 +34,20 @@ CREATE TABLE jobs (
     reason TEXT NOT NULL,
     updated_at INTEGER NOT NULL,
     purge_at INTEGER,
-    PRIMARY KEY (id),
-    CHECK (price_msats >= 0)
+    PRIMARY KEY (number),
+    CHECK (price_msats >= 0),
+    UNIQUE (id)
 );
 CREATE INDEX jobs_accepted ON jobs (accepted_at);
 CREATE INDEX jobs_purge ON jobs (purge_at) WHERE purge_at > 0;
 CREATE INDEX jobs_unfinished ON jobs (work) WHERE purge_at IS NULL;
-CREATE TABLE journal (
-    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    at INTEGER NOT NULL,
-    topic TEXT NOT NULL,
-    job_id TEXT NOT NULL,
-    entry TEXT NOT NULL
-);
-CREATE INDEX journal_job ON journal (job_id);
 CREATE TABLE marks (
     name TEXT NOT NULL,
     value INTEGER NOT NULL,
     PRIMARY KEY (name)
 );
 CREATE TABLE attempts (
-    job_id TEXT NOT NULL,
+    job INTEGER NOT NULL,
     number INTEGER NOT NULL,
     started_at INTEGER NOT NULL,
     ended_at INTEGER,
@@ -63,12 +57,13 @@ CREATE TABLE attempts (
     estimated INTEGER NOT NULL,
     first_token_ms INTEGER NOT NULL,
     duration_ms INTEGER NOT NULL,
-    PRIMARY KEY (job_id, number),
-    FOREIGN KEY(job_id) REFERENCES jobs (id)
-);
+    PRIMARY KEY (job, number),
+    FOREIGN KEY(job) REFERENCES jobs (number)
+)
+ WITHOUT ROWID;
 CREATE TABLE invoices (
     own_id TEXT NOT NULL,
-    job_id TEXT NOT NULL,
+    job INTEGER NOT NULL,
     number INTEGER NOT NULL,
     amount_msats INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
@@ -77,44 +72,54 @@ CREATE TABLE invoices (
     payment_hash TEXT,
     bolt11 TEXT,
     PRIMARY KEY (own_id),
-    UNIQUE (job_id, number),
-    FOREIGN KEY(job_id) REFERENCES jobs (id),
+    UNIQUE (job, number),
+    FOREIGN KEY(job) REFERENCES jobs (number),
     UNIQUE (payment_hash)
 );
-CREATE UNIQUE INDEX invoices_one_live ON invoices (job_id) WHERE state = 'open';
+CREATE UNIQUE INDEX invoices_one_live ON invoices (job) WHERE state = 'open';
 CREATE INDEX invoices_undecided ON invoices (state) WHERE state IN ('wanted', 'open', 'closing');
+CREATE TABLE journal (
+    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    at INTEGER NOT NULL,
+    topic TEXT NOT NULL,
+    job INTEGER NOT NULL,
+    entry TEXT NOT NULL,
+    FOREIGN KEY(job) REFERENCES jobs (number)
+);
+CREATE INDEX journal_job ON journal (job);
 CREATE TABLE outbox (
+    number INTEGER NOT NULL,
     event_id TEXT NOT NULL,
-    job_id TEXT NOT NULL,
+    job INTEGER NOT NULL,
     topic TEXT NOT NULL,
     event_json TEXT,
     relays TEXT NOT NULL,
     created_at INTEGER NOT NULL,
     deadline_at INTEGER NOT NULL,
     state TEXT NOT NULL,
-    PRIMARY KEY (event_id),
-    FOREIGN KEY(job_id) REFERENCES jobs (id)
+    PRIMARY KEY (number),
+    FOREIGN KEY(job) REFERENCES jobs (number)
 );
-CREATE INDEX outbox_job ON outbox (job_id);
-CREATE UNIQUE INDEX outbox_one_result ON outbox (job_id) WHERE topic = 'result';
+CREATE INDEX outbox_job ON outbox (job);
+CREATE UNIQUE INDEX outbox_one_result ON outbox (job) WHERE topic = 'result';
 CREATE INDEX outbox_pending ON outbox (state) WHERE state = 'pending';
 CREATE TABLE requests (
-    job_id TEXT NOT NULL,
+    job INTEGER NOT NULL,
     request_json TEXT NOT NULL,
-    PRIMARY KEY (job_id),
-    FOREIGN KEY(job_id) REFERENCES jobs (id)
+    PRIMARY KEY (job),
+    FOREIGN KEY(job) REFERENCES jobs (number)
 );
 CREATE TABLE settlements (
     payment_hash TEXT NOT NULL,
-    job_id TEXT NOT NULL,
+    job INTEGER NOT NULL,
     amount_msats INTEGER NOT NULL,
     earned_msats INTEGER NOT NULL,
     settled_at INTEGER NOT NULL,
     PRIMARY KEY (payment_hash),
     CHECK (earned_msats >= 0 AND earned_msats <= amount_msats),
-    FOREIGN KEY(job_id) REFERENCES jobs (id)
+    FOREIGN KEY(job) REFERENCES jobs (number)
 );
-CREATE INDEX settlements_job ON settlements (job_id);
+CREATE INDEX settlements_job ON settlements (job);
 """
 
 MIGRATIONS: Final[tuple[str, ...]] = (_V1,)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, and_, create_engine, func, or_, select
+from sqlalchemy import Column, Connection, Table, create_engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from pylon.store import schema
 from pylon.store.errors import StoreUnavailable
 from pylon.store.records import Attempt, InvoiceRow, Job, JournalEntry, Money, Work
-from pylon.store.tx import ATTEMPT_COLUMNS, INVOICE_COLUMNS, JOB_COLUMNS, attempt_of, invoice_of, job_of
+from pylon.store.rows import ATTEMPT_COLUMNS, INVOICE_COLUMNS, JOB_COLUMNS, attempt_of, invoice_of, job_of
 
 _DAY_S: Final = 86_400
 
@@ -58,18 +58,17 @@ class Reports:
     def jobs(self, *, work: Work | None, money: Money | None, limit: int, after: str | None) -> list[Job]:
         """Return jobs, newest first; `after` is the id of the last one already seen."""
         table = schema.jobs
-        query = _columns(table, JOB_COLUMNS).order_by(table.c.accepted_at.desc(), table.c.id.desc()).limit(limit)
+        query = select(*_columns(table, JOB_COLUMNS)).order_by(table.c.number.desc()).limit(limit)
         if work is not None:
             query = query.where(table.c.work == work.value)
         if money is not None:
             query = query.where(table.c.money == money.value)
         with self._connect() as connection:
             if after is not None:
-                found = connection.execute(select(table.c.accepted_at).where(table.c.id == after)).scalar()
+                found = connection.execute(select(table.c.number).where(table.c.id == after)).scalar()
                 if found is None:
                     return []
-                earlier = or_(table.c.accepted_at < found, and_(table.c.accepted_at == found, table.c.id < after))
-                query = query.where(earlier)
+                query = query.where(table.c.number < found)
             return [job_of(row) for row in connection.execute(query)]
 
     def ids_like(self, prefix: str, limit: int = 2) -> list[str]:
@@ -81,32 +80,36 @@ class Reports:
 
     def detail(self, job_id: str) -> Detail | None:
         """Return a job and its history, or None."""
-        journal, requests = schema.journal, schema.requests
+        jobs, journal, requests = schema.jobs, schema.journal, schema.requests
+        invoices, attempts = schema.invoices, schema.attempts
         with self._connect() as connection:
-            row = connection.execute(_columns(schema.jobs, JOB_COLUMNS).where(schema.jobs.c.id == job_id)).first()
+            row = connection.execute(
+                select(jobs.c.number, *_columns(jobs, JOB_COLUMNS)).where(jobs.c.id == job_id)
+            ).first()
             if row is None:
                 return None
+            number = row[0]
             lines = connection.execute(
-                select(journal.c.seq, journal.c.at, journal.c.topic, journal.c.job_id, journal.c.entry)
-                .where(journal.c.job_id == job_id)
+                select(journal.c.seq, journal.c.at, journal.c.topic, journal.c.entry)
+                .where(journal.c.job == number)
                 .order_by(journal.c.seq)
             )
-            invoices = connection.execute(
-                _columns(schema.invoices, INVOICE_COLUMNS)
-                .where(schema.invoices.c.job_id == job_id)
-                .order_by(schema.invoices.c.number)
+            made = connection.execute(
+                select(*_columns(invoices, INVOICE_COLUMNS))
+                .where(invoices.c.job == number)
+                .order_by(invoices.c.number)
             )
-            attempts = connection.execute(
-                _columns(schema.attempts, ATTEMPT_COLUMNS)
-                .where(schema.attempts.c.job_id == job_id)
-                .order_by(schema.attempts.c.number)
+            runs = connection.execute(
+                select(*_columns(attempts, ATTEMPT_COLUMNS))
+                .where(attempts.c.job == number)
+                .order_by(attempts.c.number)
             )
-            text = connection.execute(select(requests.c.request_json).where(requests.c.job_id == job_id)).scalar()
+            text = connection.execute(select(requests.c.request_json).where(requests.c.job == number)).scalar()
             return Detail(
-                job_of(row),
-                tuple(JournalEntry(*line) for line in lines),
-                tuple(invoice_of(each) for each in invoices),
-                tuple(attempt_of(each) for each in attempts),
+                job_of(row[1:]),
+                tuple(JournalEntry(seq, at, topic, job_id, entry) for seq, at, topic, entry in lines),
+                tuple(invoice_of(job_id, each) for each in made),
+                tuple(attempt_of(job_id, each) for each in runs),
                 text,
             )
 
@@ -124,8 +127,8 @@ class Reports:
                 func.sum(money.c.amount_msats),
                 func.sum(money.c.earned_msats),
             )
-            .join(jobs, jobs.c.id == money.c.job_id)
-            .group_by(money.c.job_id, day)
+            .join(jobs, jobs.c.number == money.c.job)
+            .group_by(money.c.job, day)
             .order_by(day)
         )
         if since is not None:
@@ -147,5 +150,5 @@ class Reports:
             ) from error
 
 
-def _columns(table: Any, names: str) -> Select[Any]:
-    return select(*(table.c[name.strip()] for name in names.split(",")))
+def _columns(table: Table, names: tuple[str, ...]) -> list[Column[Any]]:
+    return [table.c[name] for name in names]

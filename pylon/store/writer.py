@@ -257,6 +257,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA wal_autocheckpoint = 2000")
+    connection.execute("PRAGMA cache_size = -8000")  # KiB
     migrate(connection)
     return connection
 
