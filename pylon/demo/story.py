@@ -17,7 +17,7 @@ _INDENT: Final = " " * (_LABEL_WIDTH + 4)
 _WIDEST: Final = 100
 _NARROWEST: Final = 40
 
-WriteText = Callable[[str], None]
+WriteText = Callable[[str], object]
 
 
 class Paint(StrEnum):
