@@ -87,9 +87,9 @@ class Demo:
             tasks.start_soon(stop_on_signal)
             await self._play()
             tasks.cancel_scope.cancel()
-        self._story.say()
-        if code:
-            self._story.say("Interrupted; everything is stopped and removed.")
+        if code or self._serving:
+            self._story.say()
+            self._story.say("Stopped; nothing of it stays behind.")
         return code
 
     async def _play(self) -> None:
