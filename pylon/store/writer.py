@@ -33,6 +33,8 @@ T = TypeVar("T")
 _MAX_GROUP: Final = 256
 _BUSY_TIMEOUT_MS: Final = 5000
 _PATIENCE_S: Final = 0.01
+_WAL_PAGES: Final = 1000
+_WAL_FRAME_BYTES: Final = 4096 + 24
 
 
 @dataclass(slots=True)
@@ -256,10 +258,28 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA wal_autocheckpoint = 2000")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
     connection.execute("PRAGMA cache_size = -8000")  # KiB
     migrate(connection)
+    _grow_log(connection, path)
     return connection
+
+
+def _grow_log(connection: sqlite3.Connection, path: Path) -> None:
+    """Give the write-ahead log its full size at once.
+
+    A commit that makes the file longer flushes the file system's own journal too: 0.7 to 1.3 ms here, 0.25 ms once
+    the log has its size and is written over. SQLite takes zeros for the end of the log, as it takes old frames.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("INSERT INTO marks VALUES ('opened', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1")
+    connection.execute("COMMIT")
+    with path.with_name(path.name + "-wal").open("r+b") as log:
+        missing = _WAL_PAGES * _WAL_FRAME_BYTES - log.seek(0, os.SEEK_END)
+        if missing > 0:
+            log.write(bytes(missing))
+            log.flush()
+            os.fsync(log.fileno())
 
 
 def _roll_back(connection: sqlite3.Connection, tx: Tx) -> None:
