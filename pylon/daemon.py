@@ -153,11 +153,20 @@ class Daemon:
 
     async def _subscribe(self) -> None:
         """Ask for requests from where each relay was last read, and for cancellations of open jobs."""
-        marks = await self._store.write(lambda tx: tx.marks())
-        cursors = {
-            name.removeprefix(_CURSOR_MARK): value for name, value in marks.items() if name.startswith(_CURSOR_MARK)
-        }
-        oldest = int(self._clock()) - self._settings.intake.max_age_s
+        now = int(self._clock())
+        urls = [relay.url for relay in self.pool.states()]
+
+        def load(tx: Tx) -> dict[str, int]:
+            marks = tx.marks()
+            for url in urls:
+                # Reading begins now: should we be killed before a cursor is stored, the next start asks from here.
+                if _CURSOR_MARK + url not in marks:
+                    tx.set_mark(_CURSOR_MARK + url, now)
+            found = ((name.removeprefix(_CURSOR_MARK), value) for name, value in marks.items())
+            return {url: value for url, value in found if url in urls}
+
+        cursors = await self._store.write(load)
+        oldest = now - self._settings.intake.max_age_s
 
         def requests(since: int) -> Sequence[Filter]:
             return [{"kinds": [KIND], "since": max(since, oldest)}]
@@ -220,6 +229,7 @@ class Daemon:
             tasks.start_soon(hurry)
             with anyio.move_on_after(self._settings.daemon.stop_timeout_s):
                 await self.parts.runner.drain()
+                await self.parts.engine.query(lambda tx: None)  # whatever the last attempts reported is stored
             with anyio.move_on_after(_FLUSH_S):
                 await self.parts.engine.outbox_empty()
             with anyio.move_on_after(_FLUSH_S):

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 
-# Cc: controls (terminal escapes), Cf: format (bidi overrides, zero width), Cs: surrogates, Co: private use,
-# Cn: unassigned, Zl and Zp: line and paragraph separators.
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
 
 def printable(text: object, *, limit: int = 200, keep_newlines: bool = False) -> str:
-    r"""Return `text` with every control, format and surrogate character shown as an escape.
+    r"""Return `text` with every control, format, surrogate and odd space character shown as an escape.
 
-    `limit` counts characters of the input; what is cut is marked by an ellipsis. With `keep_newlines`
-    line feeds and tabs stay (for the body of a result); everything else that could steer a terminal does not.
+    `limit` counts characters of the input; what is cut is marked by an ellipsis. With `keep_newlines` (for the body
+    of a result) line feeds, tabs and the spaces of other scripts stay; what could steer a terminal never does.
     """
     raw = text if isinstance(text, str) else str(text)
     cut = raw[:limit]
@@ -21,12 +17,11 @@ def printable(text: object, *, limit: int = 200, keep_newlines: bool = False) ->
         return cut if len(raw) <= limit else cut + "…"
     out = []
     for char in cut:
-        if keep_newlines and char in "\n\t":
+        # Not printable are controls, format characters, surrogates, private use, unassigned, and all spaces but " ".
+        if char.isprintable() or (keep_newlines and (char in "\n\t" or unicodedata.category(char) == "Zs")):
             out.append(char)
-        elif unicodedata.category(char) in _HIDDEN:
-            out.append(_escape(ord(char)))
         else:
-            out.append(char)
+            out.append(_escape(ord(char)))
     return "".join(out) if len(raw) <= limit else "".join(out) + "…"
 
 

@@ -28,11 +28,14 @@ from pylon.jobs.ports import (
     Backend,
     BackendError,
     BackendHealth,
+    BackendRefused,
+    BackendUnavailable,
     Clock,
     Delta,
     Finished,
     FinishReason,
     GenerationRequest,
+    ModelMissing,
     Publisher,
 )
 from pylon.jobs.textgen import TextJob, read_text_job, to_generation
@@ -175,23 +178,28 @@ class Runner:
         """Give back a slot whose attempt was never committed."""
         lane = self._lanes[key]
         lane.busy -= 1
+        if not lane.busy:
+            self._idle.set()
         self._pump(lane)
 
     # --- running ----------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run attempts and watch the backends' health until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            tasks.start_soon(self._announce)
-            for backend in self._backends.values():
-                tasks.start_soon(self._watch_health, backend)
-            task_status.started()
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self._announce)
+                for backend in self._backends.values():
+                    tasks.start_soon(self._watch_health, backend)
+                task_status.started()
+        finally:
+            self._tasks = None  # what is committed from here on is found again on the next start
 
     async def drain(self) -> None:
-        """Start nothing more, and return when the last running attempt has ended."""
+        """Start nothing more, and return when the last attempt, or start of one, that was under way has ended."""
         self._draining = True
-        while self._running:
+        while any(lane.busy for lane in self._lanes.values()):
             self._idle = anyio.Event()
             await self._idle.wait()
 
@@ -199,8 +207,9 @@ class Runner:
 
     def enqueue(self, job: Job) -> None:
         """Put a queued job into its lane; one that failed before waits a little longer each time."""
-        assert self._tasks is not None
         lane = self._lanes.get((job.backend, job.model))
+        if self._tasks is None:
+            return
         if lane is None:
             sentence = f"the model {job.model} is no longer offered"
             self._tasks.start_soon(self._refuse, job.id, sentence)
@@ -212,10 +221,12 @@ class Runner:
 
     def run_attempt(self, job: Job, text: TextJob | None) -> None:
         """Run an attempt that is committed; its slot was taken before."""
-        assert self._tasks is not None
+        lane = self._lanes.get((job.backend, job.model))
+        if self._tasks is None or lane is None:
+            return  # a model that is no longer offered: `_refuse` ends the attempt
         run = _Run(job, self._monotonic())
         self._running[job.id] = run
-        self._tasks.start_soon(self._attempt, self._lanes[(job.backend, job.model)], run, text)
+        self._tasks.start_soon(self._attempt, lane, run, text)
 
     def stop(self, job_id: str) -> None:
         """Take a job out of its lane, or cancel its attempt; the backend's slot is freed."""
@@ -228,7 +239,8 @@ class Runner:
 
     def _pump(self, lane: Lane) -> None:
         """Start what may start."""
-        assert self._tasks is not None
+        if self._tasks is None:
+            return
         while lane.queue and lane.free > 0 and not self._draining and lane.ready:
             job_id, _ = lane.queue.popitem(last=False)
             lane.busy += 1
@@ -274,8 +286,6 @@ class Runner:
         finally:
             del self._running[run.job.id]
             self.give_back(lane.key)
-            if not self._running:
-                self._idle.set()
 
     async def _announce(self) -> None:
         """Say `processing` for every attempt that takes a while; a result that comes at once says it all."""
@@ -307,13 +317,15 @@ class Runner:
             output = await self._generate(_Attempt(job, text.event, lane, self._monotonic(), budget), asked)
         except BackendError as error:
             self._check_now[lane.backend.name].set()
-            sentence = printable(error, limit=300)
+            log.warning("attempt failed", job=job.id, attempt=job.attempts, error=printable(error, limit=300))
+            sentence = _told_to_customer(error)
             await self._fail(job, sentence, retryable=error.retryable, prefix=ErrorPrefix.FAILED)
         except Exception as error:  # noqa: BLE001 - a fault of ours must end the attempt, not the daemon
             log.error("attempt broke", job=job.id, error=f"{type(error).__name__}: {error}")
             await self._fail(job, "an internal error", retryable=True, prefix=ErrorPrefix.INTERNAL)
         else:
-            await self._engine.apply(job.id, output)
+            # Not waited for: the slot is free for the next job while this result is stored.
+            self._engine.post(job.id, output)
 
     async def _load(self, job: Job) -> TextJob:
         stored = await self._engine.query(lambda tx: tx.request_json(job.id))
@@ -336,6 +348,8 @@ class Runner:
                 await self._take(attempt, chunk)
                 if attempt.budget.exhausted:
                     break
+        if finished is None and not attempt.budget.exhausted:
+            raise BackendUnavailable(f"{attempt.lane.backend.name} ended its answer before it was finished")
         if finished is None:
             # Cut where no more fits a relay's frame: what it used is estimated.
             finished = Finished(FinishReason.LENGTH, 0, len(attempt.parts), estimated=True)
@@ -395,3 +409,16 @@ class Runner:
             duration_ms=round(took_s * 1000),
         )
         return facts.Output(job.attempts, event.id, event.to_json(), usage)
+
+
+def _told_to_customer(error: BackendError) -> str:
+    """Return why an attempt failed, without the backend's own words: they name the operator's hosts and models."""
+    match error:
+        case ModelMissing():
+            return "the model's server does not have the model any more"
+        case BackendRefused():
+            return (
+                "the model's server refused the request: the prompt may be too long, or a parameter not supported"
+            )
+        case _:
+            return "the model's server could not be reached, or broke off"

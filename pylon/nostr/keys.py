@@ -2,12 +2,16 @@
 
 coincurve's `sign_schnorr` builds the key pair and verifies its own signature on every call (125 µs here); the
 daemon signs several events per job, so the pair is built once and libsecp256k1 is called directly (37 µs), the
-way pynostr reaches the same library. Fresh auxiliary randomness goes into every signature.
+way pynostr reaches the same library. Every call into C gives up the interpreter's lock, which a busy process
+pays for dearly: so keys are parsed once, and BIP-340's auxiliary randomness comes from a seed and a counter.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import secrets
+from functools import lru_cache
 from typing import Any, Final
 
 import coincurve
@@ -25,7 +29,7 @@ class BadKey(ValueError):
 class SecretKey:
     """A secp256k1 secret. Neither `repr` nor `str` shows it; `reveal_nsec` is the only way out."""
 
-    __slots__ = ("_pair", "_secret", "public_hex")
+    __slots__ = ("_count", "_pair", "_secret", "_seed", "public_hex")
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != 32:
@@ -35,6 +39,8 @@ class SecretKey:
             raise BadKey("not a valid secret key")
         self._secret = secret
         self._pair = pair
+        self._seed = secrets.token_bytes(32)
+        self._count = itertools.count()
         self.public_hex: str = coincurve.PrivateKey(secret).public_key.format()[1:].hex()
 
     @classmethod
@@ -47,7 +53,7 @@ class SecretKey:
         if len(digest) != 32:
             raise ValueError("a digest has 32 bytes")
         signature = _ffi.new("unsigned char[64]")
-        aux = secrets.token_bytes(32)
+        aux = hashlib.sha256(self._seed + next(self._count).to_bytes(8, "big")).digest()
         if not _lib.secp256k1_schnorrsig_sign32(_CONTEXT, signature, digest, self._pair, aux):
             raise ValueError("signing failed")
         return bytes(_ffi.buffer(signature)).hex()
@@ -67,17 +73,24 @@ class SecretKey:
 def verify_schnorr(public_hex: str, digest_hex: str, signature_hex: str) -> bool:
     """Tell whether a BIP-340 signature holds. Never raises."""
     try:
-        public = bytes.fromhex(public_hex)
+        key = _parse_point(public_hex)
         digest = bytes.fromhex(digest_hex)
         signature = bytes.fromhex(signature_hex)
     except (ValueError, TypeError):
         return False
-    if len(public) != 32 or len(digest) != 32 or len(signature) != 64:
-        return False
-    key = _ffi.new("secp256k1_xonly_pubkey *")
-    if not _lib.secp256k1_xonly_pubkey_parse(_CONTEXT, key, public):
+    if key is None or len(digest) != 32 or len(signature) != 64:
         return False
     return bool(_lib.secp256k1_schnorrsig_verify(_CONTEXT, signature, digest, 32, key))
+
+
+@lru_cache(maxsize=4096)
+def _parse_point(public_hex: str) -> Any:
+    """Return libsecp256k1's form of a public key, None when there is no such point. Raises `ValueError`."""
+    raw = bytes.fromhex(public_hex)
+    key = _ffi.new("secp256k1_xonly_pubkey *")
+    if len(raw) != 32 or not _lib.secp256k1_xonly_pubkey_parse(_CONTEXT, key, raw):
+        return None
+    return key
 
 
 def encode_npub(public_hex: str) -> str:
@@ -89,8 +102,7 @@ def parse_public_key(text: str) -> str:
     """Return the hex of a public key written as hex or `npub1…`. Raises `BadKey`."""
     text = text.strip()
     raw = _decode("npub", text) if text.lower().startswith("npub1") else _from_hex(text)
-    key = _ffi.new("secp256k1_xonly_pubkey *")
-    if not _lib.secp256k1_xonly_pubkey_parse(_CONTEXT, key, raw):
+    if _parse_point(raw.hex()) is None:
         raise BadKey("not a point on the curve")
     return raw.hex()
 
