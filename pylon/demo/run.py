@@ -32,7 +32,7 @@ from pylon.store.records import Attempt
 from pylon.store.reports import Reports
 from pylon.text import printable
 
-DEFAULT_PROMPT: Final = "Explain in two sentences why the sea is salty."
+DEFAULT_PROMPT: Final = "Write two sentences about the sea."
 BID_MSATS: Final = 100_000
 INTERRUPTED: Final = 130
 
