@@ -1,25 +1,50 @@
 """The yardstick: a service provider with nothing but the protocol. It stores nothing, asks nothing, limits nothing.
 
-It checks each request's signature and answers with the prompt, over one connection that it opens again when the
-relay closes it. usage: python -m benchmarks.bare_provider RELAY_URL
+It is what one writes in an hour with well-known libraries and their public functions (websockets, orjson,
+coincurve, asyncio), and takes nothing from Pylon: it checks each request's id and signature and answers with the prompt, over
+one connection that it opens again when the relay closes it. usage: python -m benchmarks.bare_provider RELAY_URL
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import signal
 import sys
 import time
+from typing import Any
 
 import orjson
+from coincurve import PrivateKey, PublicKeyXOnly
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from pylon.nostr.event import Draft, parse_event, verify
-from pylon.nostr.keys import SecretKey
+
+def event_id(event: dict[str, Any]) -> bytes:
+    parts = [0, event["pubkey"], event["created_at"], event["kind"], event["tags"], event["content"]]
+    return hashlib.sha256(orjson.dumps(parts)).digest()
 
 
-async def serve(url: str, key: SecretKey) -> None:
+def is_valid(event: dict[str, Any]) -> bool:
+    digest = event_id(event)
+    key = PublicKeyXOnly(bytes.fromhex(event["pubkey"]))
+    return digest.hex() == event["id"] and key.verify(bytes.fromhex(event["sig"]), digest)
+
+
+def sign(event: dict[str, Any], key: PrivateKey) -> dict[str, Any]:
+    digest = event_id(event)
+    return {**event, "id": digest.hex(), "sig": key.sign_schnorr(digest).hex()}
+
+
+def answer(request: dict[str, Any], key: PrivateKey, pubkey: str) -> str:
+    prompt = next(tag[1] for tag in request["tags"] if tag[0] == "i")
+    tags = [["request", orjson.dumps(request).decode()], ["e", request["id"]], ["p", request["pubkey"]]]
+    result = {"pubkey": pubkey, "created_at": int(time.time()), "kind": 6050, "tags": tags, "content": prompt}
+    return orjson.dumps(["EVENT", sign(result, key)]).decode()
+
+
+async def serve(url: str, key: PrivateKey) -> None:
+    pubkey = key.public_key.format()[1:].hex()
     since = int(time.time())
     seen: set[str] = set()
     while True:
@@ -29,25 +54,13 @@ async def serve(url: str, key: SecretKey) -> None:
                 print("READY", flush=True)
                 async for frame in relay:
                     message = orjson.loads(frame)
-                    if message[0] != "EVENT":
-                        continue
-                    request = parse_event(message[2])
-                    if request.id in seen or not verify(request):
-                        continue
-                    seen.add(request.id)
-                    prompt = next(tag[1] for tag in request.tags if tag[0] == "i")
-                    tags = (("request", request.to_json()), ("e", request.id), ("p", request.pubkey))
-                    result = Draft(6050, prompt, tags).sign(key, int(time.time()))
-                    await relay.send(f'["EVENT",{result.to_json()}]')
+                    if message[0] == "EVENT" and message[2]["id"] not in seen and is_valid(message[2]):
+                        seen.add(message[2]["id"])
+                        await relay.send(answer(message[2], key, pubkey))
         except (ConnectionClosed, OSError):
             continue
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        import uvloop
-
-        uvloop.run(serve(sys.argv[1], SecretKey.generate()))
-    except ImportError:
-        asyncio.run(serve(sys.argv[1], SecretKey.generate()))
+    asyncio.run(serve(sys.argv[1], PrivateKey()))

@@ -17,7 +17,7 @@ def printable(text: object, *, limit: int = 200, keep_newlines: bool = False) ->
         return cut if len(raw) <= limit else cut + "…"
     out = []
     for char in cut:
-        # Not printable are controls, format characters, surrogates, private use, unassigned, and all spaces but " ".
+        # Python counts as not printable: controls, format, surrogates, private, unassigned, all spaces but " ".
         if char.isprintable() or (keep_newlines and (char in "\n\t" or unicodedata.category(char) == "Zs")):
             out.append(char)
         else:
