@@ -1,8 +1,10 @@
 """The yardstick: a service provider with nothing but the protocol. It stores nothing, asks nothing, limits nothing.
 
 It is what one writes in an hour with well-known libraries and their public functions (websockets, orjson,
-coincurve, asyncio), and takes nothing from Pylon: it checks each request's id and signature and answers with the prompt, over
-one connection that it opens again when the relay closes it. usage: python -m benchmarks.bare_provider RELAY_URL
+coincurve, asyncio), and takes nothing from Pylon: it checks each request's id and signature and answers with the
+prompt, over one connection that it opens again when the relay closes it.
+
+usage: python -m benchmarks.bare_provider RELAY_URL
 """
 
 from __future__ import annotations

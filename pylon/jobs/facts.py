@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final, get_args
 
 from pylon.jobs.ports import Invoice
 from pylon.nostr.nip90 import ErrorPrefix
@@ -155,7 +157,7 @@ Fact = (
 
 def fact_name(fact: Fact) -> str:
     """Return a fact's name as the tables of `docs/lifecycle.md` spell it."""
-    if isinstance(fact, Cancel):
-        return f"cancel_by_{fact.by.value}"
-    name = type(fact).__name__
-    return "".join(f"_{char.lower()}" if char.isupper() else char for char in name).lstrip("_")
+    return f"cancel_by_{fact.by.value}" if isinstance(fact, Cancel) else _NAMES[type(fact)]
+
+
+_NAMES: Final = {kind: re.sub(r"(?<!^)([A-Z])", r"_\1", kind.__name__).lower() for kind in get_args(Fact)}

@@ -11,7 +11,7 @@ nothing: that is an ordinary row of the table, not an error.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pylon.jobs import effects as do
@@ -41,9 +41,8 @@ class Step:
 def begin(job: Job, mode: Mode) -> Step:
     """Return a new job in its first state, with what must follow."""
     if mode is Mode.FREE:
-        return Step(replace(job, work=Work.QUEUED, money=Money.NONE), (do.Enqueue(),))
-    job = replace(job, work=Work.AWAITING_PAYMENT, money=Money.NONE, invoices=1)
-    return Step(job, (do.WantInvoice(1),))
+        return _move(job, do.Enqueue(), work=Work.QUEUED, money=Money.NONE)
+    return _move(job, do.WantInvoice(1), work=Work.AWAITING_PAYMENT, money=Money.NONE, invoices=1)
 
 
 def step(job: Job, fact: Fact, rules: Rules) -> Step:
@@ -52,16 +51,8 @@ def step(job: Job, fact: Fact, rules: Rules) -> Step:
     return handler(job, fact, rules)
 
 
-def _move(
-    job: Job, *effects: do.Effect, work: Work | None = None, money: Money | None = None, reason: str | None = None
-) -> Step:
-    changed = replace(
-        job,
-        work=job.work if work is None else work,
-        money=job.money if money is None else money,
-        reason=job.reason if reason is None else reason,
-    )
-    return Step(changed, effects)
+def _move(job: Job, *effects: do.Effect, **changes: Any) -> Step:
+    return Step(job.evolve(**changes), effects)
 
 
 def _nothing(job: Job) -> Step:
@@ -122,8 +113,8 @@ def _invoice_dead(job: Job, fact: facts.InvoiceDead, rules: Rules) -> Step:
     if (job.work, job.money) != (Work.AWAITING_PAYMENT, Money.INVOICED):
         return _move(job, ended)
     if fact.lost_early and job.invoices < rules.max_invoices:
-        again = replace(job, invoices=job.invoices + 1)
-        return _move(again, ended, do.WantInvoice(again.invoices), money=Money.NONE)
+        number = job.invoices + 1
+        return _move(job, ended, do.WantInvoice(number), money=Money.NONE, invoices=number)
     why = "the wallet lost the invoice" if fact.lost_early else "the invoice was not paid in time"
     told = _error(ErrorPrefix.EXPIRED, why)
     return _move(job, ended, told, work=Work.EXPIRED, money=Money.VOID, reason=why)
@@ -132,22 +123,22 @@ def _invoice_dead(job: Job, fact: facts.InvoiceDead, rules: Rules) -> Step:
 def _started(job: Job, fact: facts.Started, rules: Rules) -> Step:
     if job.work is not Work.QUEUED:
         return _nothing(job)
-    job = replace(job, attempts=job.attempts + 1)
-    return _move(job, do.BeginAttempt(job.attempts), do.Announce(), work=Work.RUNNING)
+    number = job.attempts + 1
+    return _move(job, do.BeginAttempt(number), do.Announce(), work=Work.RUNNING, attempts=number)
 
 
 def _partial_sent(job: Job, fact: facts.PartialSent, rules: Rules) -> Step:
     if job.work is not Work.RUNNING or job.partial_sent:
         return _nothing(job)
-    return Step(replace(job, partial_sent=True))
+    return _move(job, partial_sent=True)
 
 
 def _output(job: Job, fact: facts.Output, rules: Rules) -> Step:
     if job.work is not Work.RUNNING or fact.attempt != job.attempts:
         return _nothing(job)
-    job = replace(job, result_id=fact.event_id)
     ended = do.EndAttempt(fact.attempt, "output", fact.usage)
-    return _move(job, ended, do.DeliverResult(fact.event_id, fact.event_json), work=Work.PRODUCED)
+    result = do.DeliverResult(fact.event_id, fact.event_json)
+    return _move(job, ended, result, work=Work.PRODUCED, result_id=fact.event_id)
 
 
 def _attempt_failed(job: Job, fact: facts.AttemptFailed, rules: Rules) -> Step:

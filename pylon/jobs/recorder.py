@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from pylon.jobs import effects as do
@@ -112,7 +112,7 @@ class Recorder:
     def _stamp(self, job: Job, now: int) -> Job:
         finished = job.work in ENDED and job.money in _FINISHED_MONEY
         purge_at = now + self._config.retain_plaintext_s if finished else None
-        return replace(job, version=job.version + 1, updated_at=now, purge_at=purge_at)
+        return job.evolve(version=job.version + 1, updated_at=now, purge_at=purge_at)
 
     def _store(self, tx: Tx, moved: Moved, now: int) -> Moved:
         job, before = moved.job, moved.before

@@ -1,8 +1,8 @@
 """Gathers writes and sends them to SQLite many rows at a time.
 
 Every call of sqlite3 gives up the interpreter's lock and must win it back from a busy event loop; that wait
-costs more than the statement. One statement with many rows waits once. Rows go out in blocks of a few fixed
-sizes, so that their statements stay in sqlite3's cache.
+costs more than the statement. One statement with many rows waits once. Statements of every number of rows up to
+`MAX_ROWS` stay in sqlite3's cache, which must have room for them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 Row = Sequence[Any]
 
-_BLOCKS: Final = (64, 16, 4, 1)
+MAX_ROWS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +76,11 @@ class Batch:
                 rows.clear()
 
     def _send(self, what: Insert | Update, rows: Sequence[Row]) -> int:
-        done = start = 0
-        for block in _BLOCKS:
-            while len(rows) - start >= block:
-                params = [member for row in rows[start : start + block] for member in row]
-                done += self._connection.execute(_sql(what, block), params).rowcount
-                start += block
+        done = 0
+        for start in range(0, len(rows), MAX_ROWS):
+            block = rows[start : start + MAX_ROWS]
+            params = [member for row in block for member in row]
+            done += self._connection.execute(_sql(what, len(block)), params).rowcount
         return done
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 
 class Work(StrEnum):
@@ -66,7 +66,7 @@ ENDED: Final = frozenset({Work.DELIVERED, Work.FAILED, Work.CANCELLED, Work.EXPI
 """Work states that nothing leaves."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: `evolve` copies the dict, in a tenth of the time of `dataclasses.replace`
 class Job:
     """One accepted job request. Times are unix seconds, money is msats; `id` is the request's event id.
 
@@ -94,6 +94,15 @@ class Job:
     reason: str = ""
     updated_at: int = 0
     purge_at: int | None = None
+
+    def evolve(self, **changes: Any) -> Job:
+        """Return a copy with some fields changed, like `dataclasses.replace`; unknown names are a `TypeError`."""
+        if not changes.keys() <= self.__dict__.keys():
+            raise TypeError(f"a job has no {', '.join(changes.keys() - self.__dict__.keys())}")
+        copy = object.__new__(Job)
+        copy.__dict__.update(self.__dict__)
+        copy.__dict__.update(changes)
+        return copy
 
 
 @dataclass(frozen=True, slots=True)

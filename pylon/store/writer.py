@@ -253,7 +253,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     # Created before SQLite sees it, so that it is never readable by others, not even for a moment.
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, stat.S_IRUSR | stat.S_IWUSR))
     connection = sqlite3.connect(
-        path, isolation_level=None, check_same_thread=True, timeout=_BUSY_TIMEOUT_MS / 1000, cached_statements=256
+        path, isolation_level=None, check_same_thread=True, timeout=_BUSY_TIMEOUT_MS / 1000, cached_statements=1024
     )
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
