@@ -164,7 +164,7 @@ class Runner:
         if lane is None or lane.attempt_s is None:
             return 0
         ahead = lane.busy + len(lane.queue)
-        return round((ahead // lane.offer.slots + 1) * lane.attempt_s)
+        return max(1, round((ahead // lane.offer.slots + 1) * lane.attempt_s))
 
     def try_take(self, key: LaneKey) -> bool:
         """Take a slot for a job that would otherwise wait for nobody; it is given back with `give_back`."""

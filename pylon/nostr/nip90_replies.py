@@ -116,9 +116,13 @@ def payment_required_draft(
     eta_s: int,
     relay_hint: str = "",
 ) -> Draft:
-    """Return the feedback that asks for payment; its text tells price, expiry (UTC) and how long the work takes."""
+    """Return the feedback that asks for payment; its text tells price, expiry (UTC) and how long the work takes.
+
+    `eta_s` 0 means that nothing was measured yet, and the text says so.
+    """
     until = datetime.fromtimestamp(invoice_expires_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    info = f"Pay {_sats(amount_msats)} before {until}; the result then takes about {max(1, eta_s)} s."
+    eta = f"about {eta_s} s" if eta_s else "a time not measured yet"
+    info = f"Pay {_sats(amount_msats)} before {until}; the result then takes {eta}."
     return feedback_draft(
         request_id,
         customer,
