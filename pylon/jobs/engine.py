@@ -42,6 +42,8 @@ _RETRY_S: Final = 0.5
 _SWEEP_S: Final = 1.0
 _PURGE_EVERY_S: Final = 30.0
 _PURGE_AT_ONCE: Final = 500
+_PURGE_PAUSE_S: Final = 0.2
+_PROBE_MARK: Final = "probe"
 _CAN_EXPIRE: Final = frozenset({Work.AWAITING_PAYMENT, Work.QUEUED, Work.RUNNING})
 
 
@@ -90,6 +92,7 @@ class Engine:
         self._all_sent = anyio.Event()
         self._books = NO_BOOKS
         self._dead_letters = 0
+        self._unwritable = False
         self.faults: Counter[str] = Counter()
 
     # --- what others look at ----------------------------------------------------------------------------------
@@ -122,7 +125,7 @@ class Engine:
     @property
     def healthy(self) -> bool:
         """Tell whether steps can be committed; intake stops while they cannot."""
-        return self._store.health.healthy and not self._stuck
+        return self._store.health.healthy and not self._unwritable and not self._stuck
 
     # --- start and run ----------------------------------------------------------------------------------------
 
@@ -196,7 +199,7 @@ class Engine:
             if isinstance(error, Conflict):
                 done(None)
             else:
-                self.faults[type(error).__name__] += 1
+                self._note(error)
                 failed(error)
 
         self._store.post(run, committed, not_committed)
@@ -227,7 +230,8 @@ class Engine:
         return await self._write(read, None)
 
     async def outbox_empty(self) -> None:
-        """Wait until every stored event is confirmed or given up."""
+        """Wait until every stored event is confirmed or given up, those of facts posted before included."""
+        await self.query(lambda tx: None)
         while self._pending:
             self._all_sent = anyio.Event()
             await self._all_sent.wait()
@@ -324,22 +328,39 @@ class Engine:
             try:
                 return await self._store.write(run, committed)
             except (StoreUnavailable, StaleVersion) as error:
-                self.faults[type(error).__name__] += 1
+                self._note(error)
             await anyio.sleep(_RETRY_S)
 
     def _persist(self, run: Callable[[Tx], T], committed: Callable[[T], None], *, patient: bool = False) -> None:
         def failed(error: BaseException) -> None:
-            self.faults[type(error).__name__] += 1
+            self._note(error)
             if isinstance(error, StoreUnavailable | StaleVersion):
                 self._stuck.append((run, committed))
 
         self._store.post(run, committed, failed, patient=patient)
+
+    def _note(self, error: BaseException) -> None:
+        self.faults[type(error).__name__] += 1
+        if isinstance(error, StoreUnavailable):
+            self._unwritable = True
+
+    async def _probe(self) -> None:
+        """Learn by a write whether the database takes writes again; a transaction that only reads cannot tell."""
+        now = int(self._clock())
+        try:
+            await self._store.write(lambda tx: tx.set_mark(_PROBE_MARK, now))
+        except StoreUnavailable as error:
+            self._note(error)
+        else:
+            self._unwritable = False
 
     # --- tasks ------------------------------------------------------------------------------------------------
 
     async def _retry_stuck(self) -> None:
         while True:
             await anyio.sleep(_RETRY_S)
+            if self._unwritable:
+                await self._probe()
             stuck, self._stuck = self._stuck, []
             for run, committed in stuck:
                 self._persist(run, committed)
@@ -356,5 +377,5 @@ class Engine:
         while True:
             now = int(self._clock())
             purged = await self.query(lambda tx, now=now: tx.purge(now, _PURGE_AT_ONCE))  # type: ignore[misc]
-            if purged < _PURGE_AT_ONCE:
-                await anyio.sleep(_PURGE_EVERY_S)
+            # Jobs that still send something come up again: without a pause they would keep the writer busy.
+            await anyio.sleep(_PURGE_EVERY_S if purged < _PURGE_AT_ONCE else _PURGE_PAUSE_S)
