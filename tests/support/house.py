@@ -68,6 +68,31 @@ async def until(condition: Callable[[], T | None], within_s: float = 5.0) -> T:
             await anyio.sleep(0.002)
 
 
+class Disk:
+    """What the database lies on. While `broken`, no change can be committed."""
+
+    def __init__(self) -> None:
+        self.broken = False
+
+    def connect(self, path: Path, **options: Any) -> sqlite3.Connection:
+        disk = self
+
+        class Connection(sqlite3.Connection):
+            changes = 0
+
+            def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+                if sql.startswith("BEGIN"):
+                    self.changes = self.total_changes
+                if sql == "COMMIT" and disk.broken and self.total_changes != self.changes:
+                    raise sqlite3.OperationalError("disk I/O error")
+                return super().execute(sql, *args)
+
+        return _connect(path, factory=Connection, **options)
+
+
+_connect = sqlite3.connect
+
+
 @dataclass
 class World:
     """What a house stands in, and how it is set up. It outlives the house."""
@@ -98,6 +123,7 @@ class World:
         )
     )
     monotonic: Callable[[], float] = time.monotonic
+    disk: Disk = field(default_factory=Disk)
     clock: FakeClock = field(default_factory=FakeClock)
     relays: FakeRelays = field(default_factory=FakeRelays)
     backends: dict[str, FakeBackend] = field(default_factory=lambda: {"local": FakeBackend()})
@@ -201,24 +227,26 @@ class House:
             await anyio.lowlevel.checkpoint()
 
     async def fill_disk(self) -> None:
-        """Leave the database no page to grow by."""
-        await self.read(lambda tx: tx._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+        """Leave the database no page to grow by: what is large cannot be stored."""
         pages = await self.read(lambda tx: tx._execute("PRAGMA page_count").fetchone()[0])
-        await self.read(lambda tx: tx._execute(f"PRAGMA max_page_count = {pages}"))
+        await self.read(lambda tx: tx._execute(f"PRAGMA max_page_count = {pages}").fetchall())
 
     async def free_disk(self) -> None:
-        await self.read(lambda tx: tx._execute("PRAGMA max_page_count = 1000000"))
+        await self.read(lambda tx: tx._execute("PRAGMA max_page_count = 1000000").fetchall())
 
 
 @asynccontextmanager
 async def open_house(world: World) -> AsyncIterator[House]:
     """Start everything as the daemon does; on leaving, end everything as a crash does."""
     world.relays.sink = None
-    store = await Store.open(world.path)
+    with patch("pylon.store.writer.sqlite3.connect", world.disk.connect):
+        store = await Store.open(world.path)
     try:
         with ExitStack() as patches:
             patches.enter_context(
-                patch.multiple("pylon.jobs.engine", _SWEEP_S=0.01, _RETRY_S=0.01, _PURGE_EVERY_S=0.02)
+                patch.multiple(
+                    "pylon.jobs.engine", _SWEEP_S=0.01, _RETRY_S=0.01, _PURGE_EVERY_S=0.02, _PURGE_PAUSE_S=0.02
+                )
             )
             patches.enter_context(patch.multiple("pylon.jobs.cashier", _LOOK_EVERY_S=0.01))
             with anyio.fail_after(world.limit_s):

@@ -263,7 +263,11 @@ class Refusal:
     """The wallet says no."""
 
 
-CreateFault = Lie | Unavailable | Ambiguous | Refusal
+class Hang:
+    """The call is carried out, and its answer never comes."""
+
+
+CreateFault = Lie | Unavailable | Ambiguous | Refusal | Hang
 
 
 @dataclass
@@ -311,6 +315,10 @@ class FakeLightning:
                 for _ in range(fault.times):
                     self._make(request, Lie())
                 raise WalletAmbiguous("no answer came")
+            case Hang():
+                self._make(request, Lie())
+                await anyio.sleep_forever()
+                raise AssertionError
             case _:
                 return self._make(request, fault or Lie())
 
