@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,7 +32,7 @@ from pylon.jobs.ports import (
     WalletRefused,
 )
 from pylon.nostr.bolt11 import BadInvoice, check_invoice, read_invoice
-from pylon.store.records import InvoiceRow, Job, Money, Work
+from pylon.store.records import InvoiceRow, InvoiceState, Job, Money, Work
 from pylon.text import printable
 
 log = structlog.get_logger(__name__)
@@ -74,16 +75,18 @@ def judge(
 ) -> facts.InvoiceDead | None:
     """Return that an invoice is dead, or None while it may still be paid. Not for settled ones.
 
-    Past its expiry and a grace for wallets that settle late, any unpaid answer ends it. Before that only a wallet
-    that says it closed the invoice, or has not known it several times in a row, does; then it was lost early.
+    Past its expiry and a grace for wallets that settle late, any unpaid answer ends it. Before its expiry it is
+    lost early when the wallet says that it closed it, or has not known it several times in a row.
     """
     assert row.payment_hash is not None
     if now >= row.expires_at + grace_s:
         return facts.InvoiceDead(row.payment_hash, lost_early=False)
+    if now >= row.expires_at:
+        return None  # expired or forgotten now says nothing new; it may be settling
     if answer is None or answer.state is PaymentState.UNKNOWN:
         lost = unknown_before + 1 >= _FORGOTTEN_AFTER
     else:
-        lost = answer.state in (PaymentState.EXPIRED, PaymentState.FAILED) and now < row.expires_at
+        lost = answer.state in (PaymentState.EXPIRED, PaymentState.FAILED)
     return facts.InvoiceDead(row.payment_hash, lost_early=True) if lost else None
 
 
@@ -126,8 +129,9 @@ class Cashier:
     def watch(self, row: InvoiceRow) -> None:
         """Ask the wallet about an invoice until it has ended; at once when its job wants it no more."""
         assert row.payment_hash is not None
-        first_s = self._config.lookup_min_s
-        self._watched[row.payment_hash] = Watch(row, self._clock() + first_s, first_s)
+        pause_s = self._config.lookup_min_s
+        first_s = 0.0 if row.state is InvoiceState.CLOSING else pause_s
+        self._watched[row.payment_hash] = Watch(row, self._clock() + first_s, pause_s)
 
     async def run(self) -> None:
         """Make, watch and listen until cancelled."""
@@ -143,7 +147,8 @@ class Cashier:
     async def _make_all(self) -> None:
         while True:
             while not self._to_make:
-                self._something_to_make = anyio.Event()
+                if self._something_to_make.is_set():  # the makers that wait share one event
+                    self._something_to_make = anyio.Event()
                 await self._something_to_make.wait()
             row, fresh = self._to_make.popleft()
             await self._make(row, fresh=fresh)
@@ -198,6 +203,8 @@ class Cashier:
             check_invoice(read, amount_msats=row.amount_msats, network=self._config.network, now=self._clock())
             if read.payment_hash != invoice.payment_hash:
                 raise BadInvoice("the invoice has another payment hash than the wallet says")
+            if await self._engine.query(lambda tx: tx.invoice_by_hash(read.payment_hash)) is not None:
+                raise BadInvoice("the wallet gave an invoice that it gave before")
         except BadInvoice as error:
             log.error("wallet made a wrong invoice", job=row.job_id, error=str(error))
             refusal = facts.InvoiceRefused(row.own_id, "no usable invoice can be made")
@@ -256,10 +263,11 @@ class Cashier:
             await self._engine.apply(row.job_id, dead)
 
     async def _settle(self, payment_hash: str, amount_msats: int, settled_at: int | None) -> None:
-        self._watched.pop(payment_hash, None)
         at = int(self._clock()) if settled_at is None else settled_at
         if not await self._engine.received(payment_hash, amount_msats, at):
             self.counters["foreign settlement"] += 1
+        # Only now: were this cut off before the money is booked, the look-ups must find it.
+        self._watched.pop(payment_hash, None)
 
     # --- listening --------------------------------------------------------------------------------------------
 
@@ -270,9 +278,10 @@ class Cashier:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._catch_up, tasks)
                 try:
-                    async for received in self._wallet.settlements():
-                        pause_s = self._config.retry_min_s
-                        await self._settle(received.payment_hash, received.amount_msats, received.settled_at)
+                    async with aclosing(self._wallet.settlements()) as settlements:
+                        async for received in settlements:
+                            pause_s = self._config.retry_min_s
+                            await self._settle(received.payment_hash, received.amount_msats, received.settled_at)
                 except WalletError as error:
                     self.counters["push broken"] += 1
                     log.debug("the wallet's push broke", error=printable(error))
