@@ -330,9 +330,11 @@ class FakeLightning:
         created_at = int(self.clock.now) - lie.age_s
         expiry_s = lie.expiry_s or request.expiry_s
         written_hash = "99" * 32 if lie.other_hash else payment_hash
-        text = lie.text or sign_bolt11(
-            amount_msats, written_hash, created_at=created_at, expiry_s=expiry_s, currency=lie.currency
-        )
+        text = lie.text
+        if text is None:
+            text = sign_bolt11(
+                amount_msats, written_hash, created_at=created_at, expiry_s=expiry_s, currency=lie.currency
+            )
         # Whatever the invoice says, the wallet claims that it made what was asked for.
         invoice = Invoice(
             request.own_id, payment_hash, text, request.amount_msats, created_at, created_at + expiry_s
