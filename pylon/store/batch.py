@@ -36,16 +36,19 @@ class Update:
 
 
 class Batch:
-    """What is gathered for one connection. Inserts go out before updates, each in the order they came."""
+    """What is gathered for one connection. Inserts go out before updates.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    They go table by table in the order of `tables`: those that others refer to come first.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, tables: Sequence[Insert]) -> None:
         self._connection = connection
-        self._inserts: dict[Insert, list[Row]] = {}
+        self._inserts: dict[Insert, list[Row]] = {table: [] for table in tables}
         self._updates: dict[Update, list[Row]] = {}
 
     def insert(self, into: Insert, row: Row) -> None:
-        """Gather a row."""
-        self._inserts.setdefault(into, []).append(row)
+        """Gather a row for one of the tables."""
+        self._inserts[into].append(row)
 
     def later(self, change: Update, row: Row) -> None:
         """Gather a change. Of two changes of one row in one batch, which comes last is not defined."""

@@ -81,6 +81,9 @@ INSERT_REQUEST: Final = Insert("requests", ("job", "request_json"))
 INSERT_ATTEMPT: Final = Insert("attempts", ("job", *ATTEMPT_COLUMNS))
 INSERT_JOURNAL: Final = Insert("journal", ("at", "topic", "job", "entry"))
 INSERT_OUTBOX: Final = Insert("outbox", ("number", "job", *OUTBOX_COLUMNS))
+INSERTS: Final = (INSERT_JOB, INSERT_REQUEST, INSERT_ATTEMPT, INSERT_JOURNAL, INSERT_OUTBOX)
+"""All of them; jobs first, which the others refer to."""
+
 UPDATE_JOB: Final = Update("jobs", keys=("number", "version"), values=_CHANGING)
 UPDATE_ATTEMPT: Final = Update("attempts", keys=("job", "number"), values=ATTEMPT_COLUMNS[2:])
 UPDATE_OUTBOX: Final = Update("outbox", keys=("number",), values=("state",))

@@ -45,7 +45,7 @@ class Tx:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._batch = Batch(connection)
+        self._batch = Batch(connection, rows.INSERTS)
         self._saves: dict[str, tuple[int, Job]] = {}  # job id -> the version stored, the job to store
         self._jobs: dict[str, Job] = {}  # unfinished ones
         self._numbers: dict[str, int] = {}  # of those, and of whatever this group touched

@@ -35,6 +35,7 @@ _BUSY_TIMEOUT_MS: Final = 5000
 _PATIENCE_S: Final = 0.01
 _WAL_PAGES: Final = 1000
 _WAL_FRAME_BYTES: Final = 4096 + 24
+_TAKEN: Final = frozenset({sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY})
 
 
 @dataclass(slots=True)
@@ -228,7 +229,7 @@ class Store:
             except sqlite3.OperationalError:
                 raise
             except Exception as error:  # noqa: BLE001 - it is handed to the member's caller
-                member.error = Conflict(str(error)) if isinstance(error, sqlite3.IntegrityError) else error
+                member.error = Conflict(str(error)) if _is_conflict(error) else error
                 _roll_back(connection, tx)
             else:
                 connection.execute("COMMIT")
@@ -280,6 +281,11 @@ def _grow_log(connection: sqlite3.Connection, path: Path) -> None:
             log.write(bytes(missing))
             log.flush()
             os.fsync(log.fileno())
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Tell whether a row is there already; any other constraint that fails is a fault of ours."""
+    return isinstance(error, sqlite3.IntegrityError) and error.sqlite_errorcode in _TAKEN
 
 
 def _roll_back(connection: sqlite3.Connection, tx: Tx) -> None:
