@@ -51,6 +51,7 @@ _CURSOR_MARK = "cursor "
 _CANCELS_EVERY_S = 2.0
 _IDS_PER_FILTER = 200
 _FLUSH_S = 5.0
+_FIRST_ANSWER_S = 2.0
 _SWITCH_S = 0.0002
 
 
@@ -138,6 +139,10 @@ class Daemon:
             # Older requests are refused by their age.
             oldest = int(self._clock()) - self._settings.intake.max_age_s - self._settings.intake.max_future_s
             parts.intake.remember(await self._store.write(lambda tx: tx.accepted_since(oldest)))
+            if parts.wallet is not None:
+                # Requests come with the first frame, and are refused while the wallet has not answered yet.
+                with anyio.move_on_after(_FIRST_ANSWER_S):
+                    await parts.wallet.check()
             self._door.intake = parts.intake
             tasks.start_soon(parts.engine.run)
             tasks.start_soon(self.pool.run)
