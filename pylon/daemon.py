@@ -8,6 +8,7 @@ cut off is found again on the next start.
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import sys
@@ -52,7 +53,8 @@ _CANCELS_EVERY_S = 2.0
 _IDS_PER_FILTER = 200
 _FLUSH_S = 5.0
 _FIRST_ANSWER_S = 2.0
-_SWITCH_S = 0.0002
+_SWITCH_S = 0.001
+_GC_THRESHOLD = (10_000, 20, 20)
 
 
 class _Doorway:
@@ -149,6 +151,10 @@ class Daemon:
             tasks.start_soon(self._refresh_cancels)
             tasks.start_soon(self._save_cursors)
             await tasks.start(serve_control, self._views, self._paths.control_socket)
+            # What was loaded stays: the collector need not walk through it again and again.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(*_GC_THRESHOLD)
             log.info("pylon is running", npub=encode_npub(parts.pubkey), payment=parts.payment_mode.value)
             await self._stop.wait()
             await self._wind_down()

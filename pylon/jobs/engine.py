@@ -185,10 +185,11 @@ class Engine:
         if self._open.get(job.id) is not None:
             done(None)
             return
-        self._open.put(begin(job, mode).job)  # it takes its place before COMMIT, so that a burst finds it taken
+        first = begin(job, mode)
+        self._open.put(first.job)  # it takes its place before COMMIT, so that a burst finds it taken
 
         def run(tx: Tx) -> Moved:
-            return self._recorder.accept(tx, job, request_json, mode, start=start, now=now)
+            return self._recorder.accept(tx, first, request_json, start=start, now=now)
 
         def committed(moved: Moved) -> None:
             self._carry_out(moved, text)
@@ -302,7 +303,8 @@ class Engine:
         if moved.before is not None:
             self._counts[(moved.before.work, moved.before.money)] -= 1
         self._counts[(job.work, job.money)] += 1
-        self._books += moved.books
+        if moved.books is not NO_BOOKS:
+            self._books += moved.books
         if job.purge_at is None:
             self._open.put(job)
         else:

@@ -181,9 +181,7 @@ class Intake:
     def _take(self, event: Event) -> None:
         now = self._clock()
         # Whom it is meant for must be known even when the rest cannot be read: only those addressed get an answer.
-        address = addressed_to(
-            JobRequest(event=event, providers=tuple(event.tag_values("p"))), self._key.public_hex
-        )
+        address = addressed_to(event, self._key.public_hex)
         if address is Address.OTHER:
             self.counters.add(Drop.OTHER_PROVIDER)
             return
@@ -303,7 +301,8 @@ class Intake:
             if start:
                 self._runner.give_back(lane)
             log.error("job not stored", job=job.id, error=f"{type(error).__name__}: {error}")
-            self.counters.add(ErrorPrefix.INTERNAL)
+            denial = Denial(ErrorPrefix.INTERNAL, "the job could not be stored: ask again later")
+            self._refuse(request.event, addressed_to(request.event, self._key.public_hex), denial, None, now)
 
         text = TextJob(request.event, order.asked)
         self._engine.accept(job, text, mode, start=start, done=done, failed=failed)

@@ -43,8 +43,16 @@ class OpenJobs:
 
     def put(self, job: Job) -> None:
         """Add a job, or replace what was known of it."""
-        self.drop(job.id)
+        before = self._jobs.get(job.id)
         self._jobs[job.id] = job
+        # Most steps change neither: a job that goes from queued to running keeps its place.
+        if before is not None and (_has_place(before), _may_be_paid(before)) == (
+            _has_place(job),
+            _may_be_paid(job),
+        ):
+            return
+        if before is not None:
+            self._count(before, -1)
         self._count(job, 1)
 
     def drop(self, job_id: str) -> None:
@@ -63,13 +71,21 @@ class OpenJobs:
         )
 
     def _count(self, job: Job, by: int) -> None:
-        if job.work not in ENDED:
-            # A job that awaits payment has its place in the queue: it was promised with the invoice.
+        if _has_place(job):
             _add(self._lane, (job.backend, job.model), by)
             _add(self._customer, job.customer, by)
-        if job.work is Work.AWAITING_PAYMENT or job.money in _MAY_BE_PAID:
+        if _may_be_paid(job):
             _add(self._invoices, job.customer, by)
             self._invoices_in_all += by
+
+
+def _has_place(job: Job) -> bool:
+    """Whether a job takes a place in its lane; one that awaits payment was promised it with the invoice."""
+    return job.work not in ENDED
+
+
+def _may_be_paid(job: Job) -> bool:
+    return job.work is Work.AWAITING_PAYMENT or job.money in _MAY_BE_PAID
 
 
 def _add(counter: Counter[K], key: K, by: int) -> None:

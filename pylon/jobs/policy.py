@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Final
 
-from pylon.nostr.event import BadEvent
+from pylon.nostr.event import BadEvent, Event
 from pylon.nostr.nip90 import Denial, ErrorPrefix, JobRequest
 from pylon.nostr.nip90_fit import max_output_text_bytes, text_bytes
 
@@ -68,11 +68,12 @@ class Address(StrEnum):
     OTHER = "other"  # others only
 
 
-def addressed_to(request: JobRequest, our_pubkey: str) -> Address:
-    """Tell whom `request` is meant for. A malformed `p` tag still means someone else."""
-    if not request.providers:
+def addressed_to(event: Event, our_pubkey: str) -> Address:
+    """Tell whom a request is meant for, by its `p` tags. A malformed `p` tag still means someone else."""
+    named = [tag for tag in event.tags if tag and tag[0] == "p"]
+    if not named:
         return Address.BROADCAST
-    return Address.TARGETED if our_pubkey in request.providers else Address.OTHER
+    return Address.TARGETED if any(tag[1:2] == (our_pubkey,) for tag in named) else Address.OTHER
 
 
 # --- one request ----------------------------------------------------------------------------------------------

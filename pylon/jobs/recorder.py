@@ -72,9 +72,11 @@ class Recorder:
         self._key = key
         self._config = config
 
-    def accept(self, tx: Tx, job: Job, request_json: str, mode: facts.Mode, *, start: bool, now: int) -> Moved:
-        """Store a new job, its first attempt begun if `start`. Fails with `Conflict` if it was accepted before."""
-        first = life.begin(job, mode)
+    def accept(self, tx: Tx, first: life.Step, request_json: str, *, start: bool, now: int) -> Moved:
+        """Store a new job as `lifecycle.begin` gave it, its first attempt begun if `start`.
+
+        Fails with `Conflict` if its request was accepted before.
+        """
         job, effects = first.job, list(first.effects)
         if start:
             started = life.step(job, facts.Started(), self._config.rules)

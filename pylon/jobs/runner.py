@@ -7,6 +7,7 @@ and reports it to the engine; what became of it is the engine's word alone.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -49,6 +50,7 @@ from pylon.text import printable
 
 log = structlog.get_logger(__name__)
 
+_IDLE_WORKERS: Final = 64
 _SPEED_MEMORY: Final = 0.2  # how much the newest attempt weighs in the estimate of a lane's speed
 
 
@@ -123,6 +125,9 @@ class _Run:
     announced: bool = False
 
 
+_Work = tuple[Lane, _Run, TextJob | None]
+
+
 class Runner:
     """The workplace: lanes, slots, attempts."""
 
@@ -146,6 +151,7 @@ class Runner:
         self._monotonic = monotonic
         self._lanes = {(o.backend, o.name): Lane(o, backends[o.backend]) for o in offers}
         self._running: dict[str, _Run] = {}
+        self._idle_workers: list[asyncio.Future[_Work]] = []
         self._tasks: TaskGroup | None = None
         self._check_now = {name: anyio.Event() for name in backends}
         self._draining = False
@@ -226,7 +232,7 @@ class Runner:
             return  # a model that is no longer offered: `_refuse` ends the attempt
         run = _Run(job, self._monotonic())
         self._running[job.id] = run
-        self._tasks.start_soon(self._attempt, lane, run, text)
+        self._give_work((lane, run, text))
 
     def stop(self, job_id: str) -> None:
         """Take a job out of its lane, or cancel its attempt; the backend's slot is freed."""
@@ -278,6 +284,25 @@ class Runner:
             self._check_now[backend.name] = anyio.Event()
 
     # --- one attempt ------------------------------------------------------------------------------------------
+
+    def _give_work(self, work: _Work) -> None:
+        """Hand an attempt to an idle worker, or to a new one: starting a task costs more than a short attempt."""
+        assert self._tasks is not None
+        while self._idle_workers:
+            waiting = self._idle_workers.pop()
+            if not waiting.done():
+                waiting.set_result(work)
+                return
+        self._tasks.start_soon(self._worker, work)
+
+    async def _worker(self, work: _Work) -> None:
+        while True:
+            await self._attempt(*work)
+            if len(self._idle_workers) >= _IDLE_WORKERS:
+                return
+            waiting: asyncio.Future[_Work] = asyncio.get_running_loop().create_future()
+            self._idle_workers.append(waiting)
+            work = await waiting
 
     async def _attempt(self, lane: Lane, run: _Run, text: TextJob | None) -> None:
         try:

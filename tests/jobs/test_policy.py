@@ -75,11 +75,11 @@ def test_times(created_at: int, expires_at: int | None, prefix: ErrorPrefix | No
 )
 def test_whom_a_request_is_for(providers: tuple[str, ...], address: Address) -> None:
     request = parse_request(job_request(providers=providers))
-    assert addressed_to(request, PROVIDER.public_hex) is address
+    assert addressed_to(request.event, PROVIDER.public_hex) is address
 
 
 def test_a_p_tag_without_value_is_no_broadcast() -> None:
-    assert addressed_to(parse_request(event_with(("p",))), PROVIDER.public_hex) is Address.OTHER
+    assert addressed_to(event_with(("p",)), PROVIDER.public_hex) is Address.OTHER
 
 
 def test_prompts_are_measured_in_bytes_together() -> None:
