@@ -260,7 +260,6 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
-    connection.execute("PRAGMA cache_size = -8000")  # KiB
     migrate(connection)
     _grow_log(connection, path)
     return connection
