@@ -40,13 +40,17 @@ class OfflineViews:
         self._reports = Reports(database)
 
     def jobs(self, query: JobsQuery) -> Sequence[JobView]:
-        """Return at most `query.limit` jobs, newest first. Raises `BadQuery` on a state that does not exist."""
+        """Return at most `query.limit` jobs, newest first; `query.after` may be the beginning of an id.
+
+        Raises `BadQuery` on a state that does not exist, `NotFound` or `Ambiguous` for `after`.
+        """
         try:
             work = None if query.work is None else Work(query.work)
             money = None if query.money is None else Money(query.money)
         except ValueError as error:
             raise BadQuery(f"there is no such state: {error}") from error
-        found = self._reports.jobs(work=work, money=money, limit=query.limit, after=query.after)
+        after = None if query.after is None else self.find(query.after)
+        found = self._reports.jobs(work=work, money=money, limit=query.limit, after=after)
         return [job_view(job) for job in found]
 
     def find(self, id_or_prefix: str) -> str:
