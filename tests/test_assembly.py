@@ -1,0 +1,439 @@
+"""From the settings to the parts: what refuses to start, what is secret, and that every setting arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from pylon import assembly
+from pylon.backends.echo import EchoBackend
+from pylon.backends.embedded import EmbeddedBackend
+from pylon.backends.openai import OpenAIBackend
+from pylon.jobs import facts
+from pylon.jobs.cashier import CashierConfig
+from pylon.jobs.catalogue import Offer
+from pylon.jobs.intake import IntakeConfig
+from pylon.jobs.ports import Backend, Wallet
+from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.runner import RunnerConfig
+from pylon.nostr.keys import SecretKey
+from pylon.paths import paths_under
+from pylon.relays.state import PoolConfig
+from pylon.settings import Settings, SettingsError
+from pylon.settings.model import section_types
+from pylon.settings.offers import BACKEND_TYPES, ModelSettings
+from pylon.settings.values import Section
+from pylon.wallets.fake import FakeWallet, FakeWalletConfig
+from tests.support.stand_ins import FakeClock
+
+KEY = SecretKey(b"\x05" * 32)
+ROOT = Path(__file__).parents[1]
+LOCAL = {"urls": ["ws://127.0.0.1:7777"]}
+PUBLIC = {"urls": ["wss://relay.example"]}
+FAKE = {"kind": "fake", "url": "http://127.0.0.1:3338", "token": "wallet-token-1"}
+SELLS: dict[str, Any] = {
+    "backends": [{"name": "e", "kind": "echo"}],
+    "models": [{"name": "m", "backend": "e", "base_msats": 1_000}],
+}
+
+
+def settings(**given: Any) -> Settings:
+    return Settings.model_validate(given)
+
+
+# --- starting -------------------------------------------------------------------------------------------------
+
+
+def refusal(**given: Any) -> str:
+    with pytest.raises(SettingsError) as caught:
+        assembly.check_startable(settings(**given))
+    said = str(caught.value)
+    assert "\n" not in said
+    return said
+
+
+def test_with_nothing_for_sale_it_does_not_start() -> None:
+    said = refusal(payment={"mode": "free"})
+    assert "models" in said and "pylon init" in said
+
+
+@pytest.mark.parametrize("relays", [LOCAL, PUBLIC])
+def test_prepaid_without_a_wallet_it_does_not_start_and_names_three_ways_out(relays: dict[str, Any]) -> None:
+    said = refusal(**SELLS, relays=relays)
+    for way_out in ("connect a wallet", "--free", "pylon demo"):
+        assert way_out in said
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        ["wss://relay.example"],
+        ["ws://127.0.0.1:1", "wss://relay.example"],
+        ["ws://10.0.0.1:1"],
+        ["ws://127.0.0.1.example:1"],
+        ["ws://localhost.example"],
+    ],
+)
+def test_play_money_is_not_taken_on_public_relays(urls: list[str]) -> None:
+    said = refusal(**SELLS, wallet=FAKE, relays={"urls": urls})
+    assert "play money" in said and "--free" in said
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"wallet": FAKE, "relays": {"urls": ["ws://127.0.0.1:1", "ws://localhost:2", "ws://[::1]:3"]}},
+        {"payment": {"mode": "free"}, "relays": PUBLIC},
+        {"payment": {"mode": "free"}, "wallet": FAKE, "relays": PUBLIC},
+    ],
+)
+def test_what_sells_and_is_paid_or_free_starts(given: dict[str, Any]) -> None:
+    assembly.check_startable(settings(**SELLS, **given))
+
+
+def test_a_wallet_without_its_token_says_where_that_comes_from() -> None:
+    wallet = {key: value for key, value in FAKE.items() if key != "token"}
+    with pytest.raises(SettingsError, match="PYLON_WALLET_TOKEN"):
+        assembly.make_wallet(settings(**SELLS, wallet=wallet), FakeClock())
+
+
+# --- secrets --------------------------------------------------------------------------------------------------
+
+
+def test_every_secret_setting_is_hidden_in_logs() -> None:
+    other = SecretKey(b"\x06" * 32).reveal_nsec()
+    words = "leader monkey parrot ring guide accident before fence cannon height naive bean"
+    backends = [
+        {"name": "o", "kind": "openai", "url": "http://127.0.0.1:1/v1", "api_key": "api-key-1"},
+        {"name": "p", "kind": "openai", "url": "http://127.0.0.1:2/v1"},
+        {"name": "e", "kind": "echo"},
+    ]
+    found: set[str] = set()
+    for identity in ({"nsec": other}, {"mnemonic": words}):
+        made = settings(identity=identity, wallet=FAKE, backends=backends)
+        found |= set(assembly.secrets_of(made, KEY))
+    assert found == {KEY.reveal_nsec(), KEY.reveal_hex(), other, words, "wallet-token-1", "api-key-1"}
+
+
+def test_no_secret_is_shown_by_a_part_that_holds_it(tmp_path: Path) -> None:
+    made = make(settings(**EVERYTHING), tmp_path)
+    for part in (made, *made.backends.values(), made.wallet, *map(config_of, made.backends.values())):
+        assert "api-key" not in repr(part) and "wallet-token" not in repr(part)
+
+
+# --- every setting arrives ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Made:
+    """Everything that is made from settings."""
+
+    offers: tuple[Offer, ...]
+    backends: dict[str, Backend]
+    wallet: Wallet | None
+    wallet_config: FakeWalletConfig | None
+    pool: PoolConfig
+    recorder: RecorderConfig
+    intake: IntakeConfig
+    runner: RunnerConfig
+    cashier: CashierConfig
+
+
+def make(given: Settings, folder: Path) -> Made:
+    with patch.object(assembly, "FakeWallet", wraps=FakeWallet) as maker:
+        wallet = assembly.make_wallet(given, FakeClock())
+    return Made(
+        wallet=wallet,
+        wallet_config=maker.call_args.args[0] if maker.called else None,
+        offers=assembly.make_offers(given),
+        backends=assembly.make_backends(given, paths_under(folder)),
+        pool=assembly.make_pool_config(given),
+        recorder=assembly.make_recorder_config(given),
+        intake=assembly.make_intake_config(given, facts.Mode.PREPAY),
+        runner=assembly.make_runner_config(given),
+        cashier=assembly.make_cashier_config(given),
+    )
+
+
+def config_of(part: object) -> Any:
+    """The configuration that a backend or wallet was made with."""
+    assert isinstance(part, EchoBackend | EmbeddedBackend | OpenAIBackend)
+    return part._config
+
+
+# A value for every setting, none of them its default.
+EVERYTHING: dict[str, Any] = {
+    "relays": {
+        "urls": ["wss://first.example", "wss://second.example"],
+        "connect_timeout_s": 11.0,
+        "ping_interval_s": 21.0,
+        "pong_timeout_s": 22.0,
+        "backoff_min_s": 2.0,
+        "backoff_max_s": 61.0,
+        "max_frame_bytes": 131_073,
+        "publish_timeout_s": 12.0,
+        "max_event_bytes": 65_537,
+        "customer_relays_per_job": 4,
+        "customer_relays_total": 17,
+        "allow_private_hosts": True,
+    },
+    "payment": {
+        "invoice_expiry_s": 601,
+        "invoice_grace_s": 61,
+        "max_open_invoices": 257,
+        "max_open_invoices_per_customer": 5,
+        "max_invoices_per_job": 4,
+        "lookup_min_s": 3.0,
+        "lookup_max_s": 31.0,
+    },
+    "wallet": {**FAKE, "timeout_s": 16.0, "network": "regtest"},
+    "jobs": {
+        "timeout_s": 3_601,
+        "max_attempts": 4,
+        "queue_size": 65,
+        "max_pending_intake": 255,
+        "retain_plaintext_s": 86_401,
+        "delivery_timeout_s": 3_602,
+        "partial_interval_s": 0.6,
+        "partial_min_chars": 17,
+        "success_feedback": False,
+    },
+    "intake": {
+        "max_age_s": 901,
+        "max_future_s": 602,
+        "replies_per_minute": 121,
+        "requests_per_customer_per_minute": 61,
+        "max_prompt_bytes": 32_769,
+    },
+    "backends": [
+        {
+            "name": "o",
+            "kind": "openai",
+            "url": "http://127.0.0.1:8080/v1",
+            "api_key": "api-key-1",
+            "slots": 2,
+            "connect_timeout_s": 6.0,
+            "first_token_timeout_s": 121.0,
+            "stall_timeout_s": 62.0,
+        },
+        {
+            "name": "l",
+            "kind": "embedded",
+            "gguf": "/srv/model.gguf",
+            "slots": 3,
+            "context_tokens": 4_097,
+            "threads": 5,
+            "gpu_layers": 7,
+            "start_timeout_s": 301.0,
+            "first_token_timeout_s": 122.0,
+            "stall_timeout_s": 63.0,
+        },
+        {"name": "e", "kind": "echo", "slots": 9},
+    ],
+    "models": [
+        {
+            "name": "m",
+            "aliases": ["a", "b"],
+            "backend": "o",
+            "backend_model": "m-at-o",
+            "base_msats": 1,
+            "input_msats_per_1k": 2,
+            "output_msats_per_1k": 3,
+            "max_output_tokens": 1_025,
+            "default_output_tokens": 513,
+            "context_tokens": 4_098,
+        },
+        {"name": "n", "backend": "l", "base_msats": 1},
+        {"name": "x", "backend": "e", "base_msats": 1},
+    ],
+}
+
+Place = Callable[[Made], object]
+
+ARRIVES: dict[str, Place | tuple[Place, ...]] = {
+    "relays.urls": (
+        lambda made: list(made.pool.urls),
+        lambda made: [made.recorder.relay_hint, "wss://second.example"],
+        lambda made: [made.intake.relay_hint, "wss://second.example"],
+        lambda made: [made.runner.relay_hint, "wss://second.example"],
+    ),
+    "relays.connect_timeout_s": lambda made: made.pool.connect_timeout_s,
+    "relays.ping_interval_s": lambda made: made.pool.ping_interval_s,
+    "relays.pong_timeout_s": lambda made: made.pool.pong_timeout_s,
+    "relays.backoff_min_s": lambda made: made.pool.backoff_min_s,
+    "relays.backoff_max_s": lambda made: made.pool.backoff_max_s,
+    "relays.max_frame_bytes": lambda made: made.pool.max_frame_bytes,
+    "relays.publish_timeout_s": lambda made: made.pool.publish_timeout_s,
+    "relays.max_event_bytes": (lambda made: made.intake.limit_bytes, lambda made: made.runner.limit_bytes),
+    "relays.customer_relays_per_job": (
+        lambda made: made.pool.customer_relays_per_job,
+        lambda made: made.intake.customer_relays,
+    ),
+    "relays.customer_relays_total": lambda made: made.pool.customer_relays_total,
+    "relays.allow_private_hosts": lambda made: made.pool.allow_private_hosts,
+    "payment.invoice_expiry_s": lambda made: made.recorder.invoice_expiry_s,
+    "payment.invoice_grace_s": lambda made: made.cashier.invoice_grace_s,
+    "payment.max_open_invoices": lambda made: made.intake.policy.max_open_invoices,
+    "payment.max_open_invoices_per_customer": lambda made: made.intake.policy.max_open_invoices_per_customer,
+    "payment.max_invoices_per_job": lambda made: made.recorder.rules.max_invoices,
+    "payment.lookup_min_s": lambda made: made.cashier.lookup_min_s,
+    "payment.lookup_max_s": lambda made: made.cashier.lookup_max_s,
+    "wallet.kind": lambda made: made.wallet.name if made.wallet else None,
+    "wallet.url": lambda made: wallet_config(made).url,
+    "wallet.token": lambda made: wallet_config(made).token,
+    "wallet.timeout_s": lambda made: wallet_config(made).timeout_s,
+    "wallet.network": lambda made: made.cashier.network,
+    "jobs.timeout_s": lambda made: made.intake.job_timeout_s,
+    "jobs.max_attempts": lambda made: made.recorder.rules.max_attempts,
+    "jobs.queue_size": lambda made: made.intake.policy.max_queued,
+    "jobs.max_pending_intake": lambda made: made.intake.max_pending,
+    "jobs.retain_plaintext_s": lambda made: made.recorder.retain_plaintext_s,
+    "jobs.delivery_timeout_s": lambda made: made.recorder.delivery_timeout_s,
+    "jobs.partial_interval_s": lambda made: made.runner.partial_interval_s,
+    "jobs.partial_min_chars": lambda made: made.runner.partial_min_chars,
+    "jobs.success_feedback": lambda made: made.recorder.success_feedback,
+    "intake.max_age_s": lambda made: made.intake.policy.max_age_s,
+    "intake.max_future_s": lambda made: made.intake.policy.max_future_s,
+    "intake.replies_per_minute": lambda made: made.intake.policy.replies_per_minute,
+    "intake.requests_per_customer_per_minute": (lambda made: made.intake.policy.requests_per_customer_per_minute),
+    "intake.max_prompt_bytes": lambda made: made.intake.policy.max_prompt_bytes,
+    "backends.0.name": lambda made: config_of(made.backends["o"]).name,
+    "backends.0.kind": lambda made: "openai" if isinstance(made.backends["o"], OpenAIBackend) else None,
+    "backends.0.url": lambda made: config_of(made.backends["o"]).url,
+    "backends.0.api_key": lambda made: config_of(made.backends["o"]).api_key,
+    "backends.0.slots": lambda made: made.offers[0].slots,
+    "backends.0.connect_timeout_s": lambda made: config_of(made.backends["o"]).connect_timeout_s,
+    "backends.0.first_token_timeout_s": lambda made: config_of(made.backends["o"]).first_token_timeout_s,
+    "backends.0.stall_timeout_s": lambda made: config_of(made.backends["o"]).stall_timeout_s,
+    "backends.1.name": lambda made: config_of(made.backends["l"]).name,
+    "backends.1.kind": lambda made: "embedded" if isinstance(made.backends["l"], EmbeddedBackend) else None,
+    "backends.1.gguf": lambda made: str(config_of(made.backends["l"]).gguf),
+    "backends.1.slots": (lambda made: made.offers[1].slots, lambda made: config_of(made.backends["l"]).slots),
+    "backends.1.context_tokens": lambda made: config_of(made.backends["l"]).context_tokens,
+    "backends.1.threads": lambda made: config_of(made.backends["l"]).threads,
+    "backends.1.gpu_layers": lambda made: config_of(made.backends["l"]).gpu_layers,
+    "backends.1.start_timeout_s": lambda made: config_of(made.backends["l"]).start_timeout_s,
+    "backends.1.first_token_timeout_s": lambda made: config_of(made.backends["l"]).first_token_timeout_s,
+    "backends.1.stall_timeout_s": lambda made: config_of(made.backends["l"]).stall_timeout_s,
+    "backends.2.name": lambda made: config_of(made.backends["e"]).name,
+    "backends.2.kind": lambda made: "echo" if isinstance(made.backends["e"], EchoBackend) else None,
+    "backends.2.slots": lambda made: made.offers[2].slots,
+    "models.0.name": lambda made: made.offers[0].name,
+    "models.0.aliases": lambda made: list(made.offers[0].aliases),
+    "models.0.backend": lambda made: made.offers[0].backend,
+    "models.0.backend_model": lambda made: made.offers[0].backend_model,
+    "models.0.base_msats": lambda made: made.offers[0].price.base_msats,
+    "models.0.input_msats_per_1k": lambda made: made.offers[0].price.input_msats_per_1k,
+    "models.0.output_msats_per_1k": lambda made: made.offers[0].price.output_msats_per_1k,
+    "models.0.max_output_tokens": lambda made: made.offers[0].max_output_tokens,
+    "models.0.default_output_tokens": lambda made: made.offers[0].default_output_tokens,
+    "models.0.context_tokens": lambda made: made.offers[0].context_tokens,
+}
+
+READ_ELSEWHERE = {
+    "payment.mode": ("pylon/daemon.py", "settings.payment.mode"),
+    "identity.nsec": ("pylon/settings/identity_file.py", "given.nsec"),
+    "identity.mnemonic": ("pylon/settings/identity_file.py", "given.mnemonic"),
+    "daemon.stop_timeout_s": ("pylon/daemon.py", "daemon.stop_timeout_s"),
+    "log.level": ("pylon/daemon.py", "settings.log.level"),
+    "log.format": ("pylon/daemon.py", "settings.log.format"),
+}
+NOT_READ_YET = {"name"}
+"""For the announcement that tells customers who we are; nothing announces yet."""
+
+
+def wallet_config(made: Made) -> FakeWalletConfig:
+    assert made.wallet_config is not None
+    return made.wallet_config
+
+
+def every_setting() -> Iterator[str]:
+    """The key of every setting; those of `EVERYTHING`'s arrays by their index."""
+    for name in Settings.model_fields:
+        if name in section_types():
+            yield from (f"{name}.{key}" for key in section_types()[name].model_fields)
+        elif name not in ("backends", "models"):
+            yield name
+    for index, backend in enumerate(EVERYTHING["backends"]):
+        yield from (f"backends.{index}.{key}" for key in BACKEND_TYPES[backend["kind"]].model_fields)
+    yield from (f"models.0.{key}" for key in ModelSettings.model_fields)
+
+
+def value_at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[int(part)] if part.isdigit() else tree[part]
+    return tree
+
+
+@pytest.mark.parametrize("key", sorted(ARRIVES))
+def test_a_setting_arrives_where_it_works(key: str, tmp_path: Path) -> None:
+    given = value_at(EVERYTHING, key)
+    made = make(settings(**EVERYTHING), tmp_path)
+    places = ARRIVES[key]
+    for place in places if isinstance(places, tuple) else (places,):
+        assert place(made) == given
+
+
+def test_no_setting_is_forgotten_here() -> None:
+    assert set(every_setting()) == ARRIVES.keys() | READ_ELSEWHERE.keys() | NOT_READ_YET
+
+
+def test_no_value_here_is_the_default() -> None:
+    for name, section in section_types().items():
+        for key, field in section.model_fields.items():
+            if key in EVERYTHING.get(name, {}):
+                assert EVERYTHING[name][key] != field.get_default(call_default_factory=True), f"{name}.{key}"
+    tables: list[tuple[type[Section], dict[str, Any]]] = [(ModelSettings, EVERYTHING["models"][0])]
+    tables += [(BACKEND_TYPES[each["kind"]], each) for each in EVERYTHING["backends"]]
+    for table, given in tables:
+        for key, field in table.model_fields.items():
+            assert given[key] != field.get_default(call_default_factory=True), key
+
+
+@pytest.mark.parametrize("key", sorted(READ_ELSEWHERE))
+def test_a_setting_is_read_where_it_is_said_to_be(key: str) -> None:
+    file, words = READ_ELSEWHERE[key]
+    assert words in (ROOT / file).read_text()
+
+
+def test_the_mode_of_payment_is_intakes() -> None:
+    for mode in facts.Mode:
+        assert assembly.make_intake_config(settings(**EVERYTHING), mode).mode is mode
+
+
+def test_a_customer_may_fill_the_queue_that_is_there() -> None:
+    policy = assembly.make_intake_config(settings(**EVERYTHING), facts.Mode.FREE).policy
+    assert policy.max_queued_per_customer == policy.max_queued == 65
+
+
+def test_what_an_invoice_leaves_for_work_is_what_intake_asks_for() -> None:
+    given = settings(**EVERYTHING)
+    intake = assembly.make_intake_config(given, facts.Mode.PREPAY)
+    assert assembly.make_recorder_config(given).min_work_s == intake.min_work_s
+    assert assembly.make_cashier_config(given).min_expiry_s <= intake.min_work_s
+
+
+def test_what_is_left_out_has_sensible_values(tmp_path: Path) -> None:
+    backends = [
+        {"name": "l", "kind": "embedded", "gguf": "/srv/model.gguf"},
+        {"name": "e", "kind": "echo"},
+    ]
+    models = [{"name": "m", "backend": "l", "base_msats": 1, "max_output_tokens": 77}]
+    made = make(settings(backends=backends, models=models), tmp_path)
+    (offer,) = made.offers
+    assert (offer.backend_model, offer.default_output_tokens, offer.context_tokens) == ("m", 77, None)
+    assert config_of(made.backends["l"]).threads is None
+    assert config_of(made.backends["l"]).model_name == "m"
+    assert config_of(made.backends["e"]).models == ("echo",)
+    assert made.wallet is None
+
+
+def test_a_backend_is_told_what_is_sold_of_it(tmp_path: Path) -> None:
+    made = make(settings(**EVERYTHING), tmp_path)
+    assert config_of(made.backends["l"]).model_name == "n"
+    assert config_of(made.backends["e"]).models == ("x",)
