@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 from collections.abc import Mapping
@@ -93,7 +94,8 @@ def _imported(environ: Mapping[str, str], *, stdin: bool) -> Identity:
     elif given:
         text, place = environ[given[0]], given[0]
     else:
-        text, place = str(typer.prompt("nsec, hex key or words", hide_input=True)), "what was typed"
+        # Not typer.prompt: it writes the prompt before the echo is off, and what is typed in between is seen.
+        text, place = getpass.getpass("nsec, hex key or words: "), "what was typed"
     try:
         return parse_identity(text)
     except BadKey as error:

@@ -489,6 +489,7 @@ async def test_no_more_run_at_once_than_there_are_slots(tmp_path: Path) -> None:
     world = slots(manual(free(tmp_path)), 3)
     async with open_house(world) as house:
         requests = [house.ask(f"number {number}") for number in range(12)]
+        await house.run(3)  # all three slots are taken before the first is free again
         for number in range(1, 13):
             (await house.run(number)).finish()
         for request in requests:
