@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
 from pylon import assembly, logs
 from pylon.control.server import serve_control
@@ -126,39 +127,45 @@ class Daemon:
     async def run(self) -> None:
         """Run until a stop is asked for and carried out."""
         parts = self.parts
-        async with AsyncExitStack() as held, anyio.create_task_group() as tasks:
+        async with AsyncExitStack() as held:
+            # Outside the task group: backends and wallet outlive the tasks that use them.
             for backend in parts.backends.values():
                 await held.enter_async_context(backend.running())
             if parts.wallet is not None:
                 await held.enter_async_context(parts.wallet.running())
-            tasks.start_soon(self._watch_signals)
-            await tasks.start(parts.runner.run)
-            tasks.start_soon(self._publisher.run)
-            if self._cashier is not None:
-                tasks.start_soon(self._cashier.run)
-            await self._subscribe()
-            await parts.engine.resume()
-            # Older requests are refused by their age.
-            oldest = int(self._clock()) - self._settings.intake.max_age_s - self._settings.intake.max_future_s
-            parts.intake.remember(await self._store.write(lambda tx: tx.accepted_since(oldest)))
-            if parts.wallet is not None:
-                # Requests come with the first frame, and are refused while the wallet has not answered yet.
-                with anyio.move_on_after(_FIRST_ANSWER_S):
-                    await parts.wallet.check()
-            self._door.intake = parts.intake
-            tasks.start_soon(parts.engine.run)
-            tasks.start_soon(self.pool.run)
-            tasks.start_soon(self._refresh_cancels)
-            tasks.start_soon(self._save_cursors)
-            await tasks.start(serve_control, self._views, self._paths.control_socket)
-            # What was loaded stays: the collector need not walk through it again and again.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(*_GC_THRESHOLD)
-            log.info("pylon is running", npub=encode_npub(parts.pubkey), payment=parts.payment_mode.value)
-            await self._stop.wait()
-            await self._wind_down()
-            tasks.cancel_scope.cancel()
+            async with anyio.create_task_group() as tasks:
+                await self._run_parts(tasks)
+
+    async def _run_parts(self, tasks: TaskGroup) -> None:
+        parts = self.parts
+        tasks.start_soon(self._watch_signals)
+        await tasks.start(parts.runner.run)
+        tasks.start_soon(self._publisher.run)
+        if self._cashier is not None:
+            tasks.start_soon(self._cashier.run)
+        await self._subscribe()
+        await parts.engine.resume()
+        # Older requests are refused by their age.
+        oldest = int(self._clock()) - self._settings.intake.max_age_s - self._settings.intake.max_future_s
+        parts.intake.remember(await self._store.write(lambda tx: tx.accepted_since(oldest)))
+        if parts.wallet is not None:
+            # Requests come with the first frame, and are refused while the wallet has not answered yet.
+            with anyio.move_on_after(_FIRST_ANSWER_S):
+                await parts.wallet.check()
+        self._door.intake = parts.intake
+        tasks.start_soon(parts.engine.run)
+        tasks.start_soon(self.pool.run)
+        tasks.start_soon(self._refresh_cancels)
+        tasks.start_soon(self._save_cursors)
+        await tasks.start(serve_control, self._views, self._paths.control_socket)
+        # What was loaded stays: the collector need not walk through it again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLD)
+        log.info("pylon is running", npub=encode_npub(parts.pubkey), payment=parts.payment_mode.value)
+        await self._stop.wait()
+        await self._wind_down()
+        tasks.cancel_scope.cancel()
 
     # --- subscriptions ----------------------------------------------------------------------------------------
 
