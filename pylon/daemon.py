@@ -162,7 +162,12 @@ class Daemon:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLD)
-        log.info("pylon is running", npub=encode_npub(parts.pubkey), payment=parts.payment_mode.value)
+        log.info(
+            "pylon is running",
+            name=self._settings.name,
+            npub=encode_npub(parts.pubkey),
+            payment=parts.payment_mode.value,
+        )
         await self._stop.wait()
         await self._wind_down()
         tasks.cancel_scope.cancel()

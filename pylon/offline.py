@@ -146,9 +146,11 @@ def books_line(books: Books) -> BooksLine:
 def _sum(takings: Sequence[Takings]) -> BooksLine:
     received = sum(each.received_msats for each in takings)
     earned = sum(each.earned_msats for each in takings)
-    in_work = sum(
-        min(each.received_msats - each.earned_msats, each.price_msats)
-        for each in takings
-        if each.money is Money.SETTLED and each.work in _UNDER_WAY
-    )
-    return books_line(Books(received, earned, in_work, received - earned - in_work))
+    in_work: dict[int, int] = defaultdict(int)
+    for each in takings:
+        if each.money is Money.SETTLED and each.work in _UNDER_WAY:
+            # A job paid twice is worked on once: what is beyond its price is due back.
+            owed = in_work[each.job] + each.received_msats - each.earned_msats
+            in_work[each.job] = min(owed, each.price_msats)
+    under_way = sum(in_work.values())
+    return books_line(Books(received, earned, under_way, received - earned - under_way))

@@ -21,7 +21,7 @@ from pylon.jobs.openjobs import OpenJobs
 from pylon.jobs.ports import Clock, Publisher
 from pylon.jobs.recorder import NO_BOOKS, Moved, Recorder
 from pylon.jobs.textgen import TextJob
-from pylon.store.errors import Conflict, StaleVersion, StoreUnavailable
+from pylon.store.errors import AlreadyAccepted, StaleVersion, StoreUnavailable
 from pylon.store.records import (
     Books,
     InvoiceRow,
@@ -197,7 +197,7 @@ class Engine:
 
         def not_committed(error: BaseException) -> None:
             self._open.drop(job.id)
-            if isinstance(error, Conflict):
+            if isinstance(error, AlreadyAccepted):
                 done(None)
             else:
                 self._note(error)

@@ -100,12 +100,16 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """Attempt `attempt` failed. `retryable` is false when another attempt would fail the same way."""
+    """Attempt `attempt` failed. `retryable` is false when another attempt would fail the same way.
+
+    `sentence` is for the customer; `detail` is for the operator and may name hosts and files.
+    """
 
     attempt: int
     sentence: str
     retryable: bool
     prefix: ErrorPrefix = ErrorPrefix.FAILED
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

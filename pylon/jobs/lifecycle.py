@@ -144,7 +144,8 @@ def _output(job: Job, fact: facts.Output, rules: Rules) -> Step:
 def _attempt_failed(job: Job, fact: facts.AttemptFailed, rules: Rules) -> Step:
     if job.work is not Work.RUNNING or fact.attempt != job.attempts:
         return _nothing(job)
-    return _lose_attempt(job, fact.sentence, rules, fact.prefix, retryable=fact.retryable)
+    ended = do.EndAttempt(job.attempts, fact.detail or fact.sentence)
+    return _lose_attempt(job, ended, fact.sentence, rules, fact.prefix, retryable=fact.retryable)
 
 
 def _restarted(job: Job, fact: facts.Restarted, rules: Rules) -> Step:
@@ -153,11 +154,12 @@ def _restarted(job: Job, fact: facts.Restarted, rules: Rules) -> Step:
     if job.work is not Work.RUNNING:
         return _nothing(job)
     why = "the provider stopped while the job was running"
-    return _lose_attempt(job, why, rules, ErrorPrefix.FAILED, retryable=True)
+    return _lose_attempt(job, do.EndAttempt(job.attempts, why), why, rules, ErrorPrefix.FAILED, retryable=True)
 
 
-def _lose_attempt(job: Job, why: str, rules: Rules, prefix: ErrorPrefix, *, retryable: bool) -> Step:
-    ended = do.EndAttempt(job.attempts, why)
+def _lose_attempt(
+    job: Job, ended: do.EndAttempt, why: str, rules: Rules, prefix: ErrorPrefix, *, retryable: bool
+) -> Step:
     if retryable and job.attempts < rules.max_attempts:
         return _move(job, ended, do.Enqueue(), work=Work.QUEUED, reason=why)
     if job.money is Money.SETTLED:

@@ -75,7 +75,7 @@ class Recorder:
     def accept(self, tx: Tx, first: life.Step, request_json: str, *, start: bool, now: int) -> Moved:
         """Store a new job as `lifecycle.begin` gave it, its first attempt begun if `start`.
 
-        Fails with `Conflict` if its request was accepted before.
+        Fails with `AlreadyAccepted` if its request was accepted before.
         """
         job, effects = first.job, list(first.effects)
         if start:

@@ -342,12 +342,16 @@ class Runner:
             output = await self._generate(_Attempt(job, text.event, lane, self._monotonic(), budget), asked)
         except BackendError as error:
             self._check_now[lane.backend.name].set()
-            log.warning("attempt failed", job=job.id, attempt=job.attempts, error=printable(error, limit=300))
-            sentence = _told_to_customer(error)
-            await self._fail(job, sentence, retryable=error.retryable, prefix=ErrorPrefix.FAILED)
+            detail = printable(error, limit=300)
+            log.warning("attempt failed", job=job.id, attempt=job.attempts, error=detail)
+            told = _told_to_customer(error)
+            failed = facts.AttemptFailed(job.attempts, told, retryable=error.retryable, detail=detail)
+            await self._engine.apply(job.id, failed)
         except Exception as error:  # noqa: BLE001 - a fault of ours must end the attempt, not the daemon
-            log.error("attempt broke", job=job.id, error=f"{type(error).__name__}: {error}")
-            await self._fail(job, "an internal error", retryable=True, prefix=ErrorPrefix.INTERNAL)
+            detail = printable(f"{type(error).__name__}: {error}", limit=300)
+            log.error("attempt broke", job=job.id, error=detail)
+            broke = facts.AttemptFailed(job.attempts, "an internal error", True, ErrorPrefix.INTERNAL, detail)
+            await self._engine.apply(job.id, broke)
         else:
             # Not waited for: the slot is free for the next job while this result is stored.
             self._engine.post(job.id, output)
@@ -357,10 +361,6 @@ class Runner:
         if stored is None:
             raise LookupError("the request's text is gone")
         return read_text_job(parse_event(orjson.loads(stored)))
-
-    async def _fail(self, job: Job, sentence: str, *, retryable: bool, prefix: ErrorPrefix) -> None:
-        fact = facts.AttemptFailed(job.attempts, sentence, retryable=retryable, prefix=prefix)
-        await self._engine.apply(job.id, fact)
 
     async def _generate(self, attempt: _Attempt, asked: GenerationRequest) -> facts.Output:
         finished = None

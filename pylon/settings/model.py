@@ -276,6 +276,9 @@ class LogSettings(Section):
     format: LogFormat = Field(default=LogFormat.AUTO, description="auto: text on a terminal, else JSON.")
 
 
+_LEAST_PREPAID_S = 60
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Made by `pylon.settings.load_settings`, which knows the sources."""
 
@@ -290,7 +293,7 @@ class Settings(BaseSettings):
         validate_default=False,
     )
 
-    name: Name = Field(default="pylon", description="The name of this pylon, for its operator and its customers.")
+    name: Name = Field(default="pylon", description="The name of this pylon, in its log.")
     relays: RelaysSettings = RelaysSettings()
     identity: IdentitySettings = IdentitySettings()
     payment: PaymentSettings = PaymentSettings()
@@ -316,6 +319,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.payment.mode is PaymentMode.PREPAY and self.jobs.timeout_s < _LEAST_PREPAID_S:
+            fault = (
+                f"{self.jobs.timeout_s} leaves no time to pay and to work; with prepay at least {_LEAST_PREPAID_S}"
+            )
+            raise KeyFault("jobs.timeout_s", fault)
         backends: set[str] = set()
         for index, backend in enumerate(self.backends):
             if backend.name in backends:

@@ -21,3 +21,7 @@ class StoreTooNew(StoreError):
 
 class Conflict(StoreError):
     """A constraint refused it: something that may be stored once is stored already."""
+
+
+class AlreadyAccepted(Conflict):
+    """The job request was accepted before."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from sqlalchemy import Column, Connection, Table, create_engine, func, select
+from sqlalchemy import Column, Connection, Table, create_engine, literal_column, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -20,8 +20,6 @@ from pylon.store import schema
 from pylon.store.errors import StoreUnavailable
 from pylon.store.records import Attempt, InvoiceRow, Job, JournalEntry, Money, Work
 from pylon.store.rows import ATTEMPT_COLUMNS, INVOICE_COLUMNS, JOB_COLUMNS, attempt_of, invoice_of, job_of
-
-_DAY_S: Final = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +35,9 @@ class Detail:
 
 @dataclass(frozen=True, slots=True)
 class Takings:
-    """Money received for one job at one time, with what the job says about it; all msats."""
+    """One settlement, with what its job (known by `job`) says about it; all msats."""
 
+    job: int
     settled_at: int
     model: str
     work: Work
@@ -114,28 +113,27 @@ class Reports:
             )
 
     def takings(self, since: int | None) -> list[Takings]:
-        """Return what was received per job and UTC day, oldest first; the caller sums as it likes."""
+        """Return every settlement since a time, in the order of booking; the caller sums as it likes."""
         money, jobs = schema.settlements, schema.jobs
-        day = money.c.settled_at - money.c.settled_at % _DAY_S
         query = (
             select(
-                day,
+                jobs.c.number,
+                money.c.settled_at,
                 jobs.c.model,
                 jobs.c.work,
                 jobs.c.money,
                 jobs.c.price_msats,
-                func.sum(money.c.amount_msats),
-                func.sum(money.c.earned_msats),
+                money.c.amount_msats,
+                money.c.earned_msats,
             )
             .join(jobs, jobs.c.number == money.c.job)
-            .group_by(money.c.job, day)
-            .order_by(day)
+            .order_by(literal_column("settlements.rowid"))
         )
         if since is not None:
             query = query.where(money.c.settled_at >= since)
         with self._connect() as connection:
             return [
-                Takings(row[0], row[1], Work(row[2]), Money(row[3]), row[4], row[5], row[6])
+                Takings(row[0], row[1], row[2], Work(row[3]), Money(row[4]), *row[5:])
                 for row in connection.execute(query)
             ]
 

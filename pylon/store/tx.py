@@ -109,7 +109,7 @@ class Tx:
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def insert_job(self, job: Job, request_json: str) -> None:
-        """Store a new job. Its transaction fails with `Conflict` when the request was accepted before."""
+        """Store a new job. Its transaction fails with `AlreadyAccepted` when the request was accepted before."""
         number = self._numbers[job.id] = self._next_job
         self._next_job += 1
         self._batch.insert(rows.INSERT_JOB, (number, *rows.job_row(job)))
@@ -174,18 +174,18 @@ class Tx:
         return None if row is None else str(row[0])
 
     def purge(self, now: int, limit: int) -> int:
-        """Erase the text of up to `limit` finished jobs whose time has come; return how many."""
+        """Erase the text of up to `limit` finished jobs whose time has come; return how many.
+
+        A job with something left to send keeps its text until that has ended.
+        """
         due = self._execute(
-            "SELECT number FROM jobs WHERE purge_at > 0 AND purge_at <= ? LIMIT ?", (now, limit)
+            "SELECT number FROM jobs WHERE purge_at > 0 AND purge_at <= ? AND NOT EXISTS"
+            " (SELECT 1 FROM outbox WHERE outbox.job = jobs.number AND outbox.state = 'pending') LIMIT ?",
+            (now, limit),
         ).fetchall()
         self._executemany("DELETE FROM requests WHERE job = ?", due)
-        self._executemany("UPDATE outbox SET event_json = NULL WHERE job = ? AND state <> 'pending'", due)
-        # Zero marks a finished job with nothing left to erase; one that still sends something is looked at again.
-        self._executemany(
-            "UPDATE jobs SET purge_at = 0 WHERE number = ? AND NOT EXISTS"
-            " (SELECT 1 FROM outbox WHERE outbox.job = jobs.number AND outbox.state = 'pending')",
-            due,
-        )
+        self._executemany("UPDATE outbox SET event_json = NULL WHERE job = ?", due)
+        self._executemany("UPDATE jobs SET purge_at = 0 WHERE number = ?", due)  # nothing left to erase
         return len(due)
 
     def counts(self) -> dict[tuple[Work, Money], int]:

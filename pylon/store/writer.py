@@ -24,9 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from pylon.store.errors import Conflict, StoreError, StoreUnavailable
+import structlog
+
+from pylon.store.errors import AlreadyAccepted, Conflict, StoreError, StoreUnavailable
 from pylon.store.migrations import migrate
 from pylon.store.tx import Tx
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -185,7 +189,8 @@ class Store:
         return group, False
 
     def _commit(self, connection: sqlite3.Connection, tx: Tx, group: list[_Member]) -> None:
-        health = StoreHealth(True)
+        changes = connection.total_changes
+        health: StoreHealth | None = None
         try:
             if not self._try_together(connection, tx, group):
                 self._try_apart(connection, tx, group)
@@ -195,6 +200,9 @@ class Store:
             for member in group:
                 if not member.committed:
                     member.error = StoreUnavailable(health.detail)
+        else:
+            if connection.total_changes != changes:
+                health = StoreHealth(True)  # a commit that wrote nothing proves nothing
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(self._tell, group, health)
@@ -229,19 +237,22 @@ class Store:
             except sqlite3.OperationalError:
                 raise
             except Exception as error:  # noqa: BLE001 - it is handed to the member's caller
-                member.error = Conflict(str(error)) if _is_conflict(error) else error
+                member.error = _conflict_of(error) or error
                 _roll_back(connection, tx)
             else:
                 connection.execute("COMMIT")
                 tx.committed()
                 member.committed = True
 
-    def _tell(self, group: list[_Member], health: StoreHealth) -> None:
+    def _tell(self, group: list[_Member], health: StoreHealth | None) -> None:
         """On the loop: say what became of each member, in commit order."""
-        self._health = health
+        self._health = health or self._health
         for member in group:
             if member.error is None and member.on_commit is not None:
-                member.on_commit(member.result)
+                try:
+                    member.on_commit(member.result)
+                except Exception:  # it is stored; the others of the group must hear of theirs all the same
+                    log.exception("an effect could not be carried out after its commit")
             if member.future is not None and not member.future.done():
                 if member.error is None:
                     member.future.set_result(member.result)
@@ -282,9 +293,11 @@ def _grow_log(connection: sqlite3.Connection, path: Path) -> None:
             os.fsync(log.fileno())
 
 
-def _is_conflict(error: Exception) -> bool:
-    """Tell whether a row is there already; any other constraint that fails is a fault of ours."""
-    return isinstance(error, sqlite3.IntegrityError) and error.sqlite_errorcode in _TAKEN
+def _conflict_of(error: Exception) -> Conflict | None:
+    """Return what is stored already, if that is the fault; any other constraint that fails is a fault of ours."""
+    if not isinstance(error, sqlite3.IntegrityError) or error.sqlite_errorcode not in _TAKEN:
+        return None
+    return AlreadyAccepted(str(error)) if "jobs.id" in str(error) else Conflict(str(error))
 
 
 def _roll_back(connection: sqlite3.Connection, tx: Tx) -> None:
