@@ -18,7 +18,6 @@ import queue
 import sqlite3
 import stat
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,14 +48,10 @@ class _Member:
     run: Callable[[Tx], Any]
     on_commit: Callable[[Any], None] | None
     future: asyncio.Future[Any] | None
-    patient: bool = False
+    on_error: Callable[[BaseException], None] | None
     result: Any = None
     error: BaseException | None = None
     committed: bool = False
-
-
-class _Stop:
-    """Ends the thread after everything before it is committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +67,9 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._inbox: queue.SimpleQueue[_Member | _Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[list[_Member] | None] = queue.SimpleQueue()  # None: the end
+        self._patient: list[_Member] = []
+        self._patience: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._health = StoreHealth(True)
@@ -105,7 +102,7 @@ class Store:
         """
         assert self._loop is not None
         future: asyncio.Future[T] = self._loop.create_future()
-        self._submit(_Member(run, on_commit, future))
+        self._submit(_Member(run, on_commit, future, None))
         return await future
 
     def post(
@@ -120,27 +117,44 @@ class Store:
 
         A `patient` one may wait a few milliseconds for a group that is committed anyway.
         """
-        assert self._loop is not None
-        future: asyncio.Future[T] | None = None
-        if on_error is not None:
-            future = self._loop.create_future()
-            future.add_done_callback(lambda done: on_error(error) if (error := done.exception()) else None)
-        self._submit(_Member(run, on_commit, future, patient))
+        member = _Member(run, on_commit, None, on_error)
+        if not patient:
+            self._submit(member)
+            return
+        self._refuse_if_closed()
+        self._patient.append(member)
+        if self._patience is None:
+            assert self._loop is not None
+            self._patience = self._loop.call_later(_PATIENCE_S, self._hand_over, [])
 
     async def aclose(self) -> None:
         """Commit what is queued, then close. Safe to call twice."""
         if self._closed or self._thread is None:
             return
         self._closed = True
-        self._inbox.put(_Stop())
+        self._hand_over([])
+        self._inbox.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     # --- the thread -------------------------------------------------------------------------------------------
 
     def _submit(self, member: _Member) -> None:
+        self._refuse_if_closed()
+        self._hand_over([member])
+
+    def _refuse_if_closed(self) -> None:
         if self._closed:
             raise StoreUnavailable("the database is closed")
-        self._inbox.put(member)
+
+    def _hand_over(self, members: list[_Member]) -> None:
+        """Give the thread what is urgent together with what was patient: waking it up is dear."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+            members = self._patient + members
+            self._patient = []
+        if members:
+            self._inbox.put(members)
 
     def _main(self, ready: asyncio.Future[None]) -> None:
         assert self._loop is not None
@@ -167,25 +181,18 @@ class Store:
 
     def _take(self) -> tuple[list[_Member], bool]:
         """Wait for work and return what has gathered; and whether this is the end."""
-        group: list[_Member] = []
-        give_up_at: float | None = None  # while all of the group is patient
+        members = self._inbox.get()
+        if members is None:
+            return [], True
+        group = members
         while len(group) < _MAX_GROUP:
             try:
-                if not group:
-                    member = self._inbox.get()
-                elif give_up_at is None:
-                    member = self._inbox.get_nowait()
-                else:
-                    member = self._inbox.get(timeout=max(0.0, give_up_at - time.monotonic()))
+                more = self._inbox.get_nowait()
             except queue.Empty:
                 break
-            if isinstance(member, _Stop):
+            if more is None:
                 return group, True
-            if not member.patient:
-                give_up_at = None
-            elif not group:
-                give_up_at = time.monotonic() + _PATIENCE_S
-            group.append(member)
+            group = group + more
         return group, False
 
     def _commit(self, connection: sqlite3.Connection, tx: Tx, group: list[_Member]) -> None:
@@ -248,10 +255,11 @@ class Store:
         """On the loop: say what became of each member, in commit order."""
         self._health = health or self._health
         for member in group:
-            if member.error is None and member.on_commit is not None:
+            hear: Callable[[Any], None] | None = member.on_commit if member.error is None else member.on_error
+            if hear is not None:
                 try:
-                    member.on_commit(member.result)
-                except Exception:  # it is stored; the others of the group must hear of theirs all the same
+                    hear(member.result if member.error is None else member.error)
+                except Exception:  # the others of the group must hear of theirs all the same
                     log.exception("an effect could not be carried out after its commit")
             if member.future is not None and not member.future.done():
                 if member.error is None:
