@@ -121,7 +121,8 @@ class _Run:
 
     job: Job
     started: float
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    scope: anyio.CancelScope | None = None  # its worker's, once it has one
+    stopped: bool = False
     announced: bool = False
 
 
@@ -239,7 +240,9 @@ class Runner:
         for lane in self._lanes.values():
             lane.queue.pop(job_id, None)
         if run := self._running.get(job_id):
-            run.scope.cancel()
+            run.stopped = True
+            if run.scope is not None:
+                run.scope.cancel()
 
     # --- lanes ------------------------------------------------------------------------------------------------
 
@@ -296,17 +299,21 @@ class Runner:
         self._tasks.start_soon(self._worker, work)
 
     async def _worker(self, work: _Work) -> None:
-        while True:
-            await self._attempt(*work)
-            if len(self._idle_workers) >= _IDLE_WORKERS:
-                return
-            waiting: asyncio.Future[_Work] = asyncio.get_running_loop().create_future()
-            self._idle_workers.append(waiting)
-            work = await waiting
+        # One scope for all of a worker's attempts: it is cancelled with the one that is stopped, and ends with it.
+        with anyio.CancelScope() as scope:
+            while True:
+                await self._attempt(work, scope)
+                if scope.cancel_called or len(self._idle_workers) >= _IDLE_WORKERS:
+                    return
+                waiting: asyncio.Future[_Work] = asyncio.get_running_loop().create_future()
+                self._idle_workers.append(waiting)
+                work = await waiting
 
-    async def _attempt(self, lane: Lane, run: _Run, text: TextJob | None) -> None:
+    async def _attempt(self, work: _Work, scope: anyio.CancelScope) -> None:
+        lane, run, text = work
+        run.scope = scope
         try:
-            with run.scope:
+            if not run.stopped:
                 await self._work(lane, run.job, text)
         finally:
             del self._running[run.job.id]
