@@ -30,8 +30,9 @@ from pylon.control.views import (
 from pylon.jobs import facts
 from pylon.jobs.engine import Engine
 from pylon.jobs.intake import Intake
+from pylon.jobs.lanes import Lane
 from pylon.jobs.ports import Backend, BackendHealth, Clock, Wallet
-from pylon.jobs.runner import Lane, Runner
+from pylon.jobs.runner import Runner
 from pylon.nostr.keys import encode_npub
 from pylon.offline import OfflineViews, books_line, job_view
 from pylon.relays.pool import RelayPool

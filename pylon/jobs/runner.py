@@ -7,13 +7,10 @@ and reports it to the engine; what became of it is the engine's word alone.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
 
 import anyio
 import orjson
@@ -23,6 +20,7 @@ from anyio.abc import TaskGroup
 from pylon.jobs import facts
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.engine import Engine
+from pylon.jobs.lanes import Attempt, Lane, Run
 from pylon.jobs.openjobs import LaneKey
 from pylon.jobs.policy import OutputBudget
 from pylon.jobs.ports import (
@@ -40,7 +38,7 @@ from pylon.jobs.ports import (
     Publisher,
 )
 from pylon.jobs.textgen import TextJob, read_text_job, to_generation
-from pylon.nostr.event import Draft, Event, parse_event
+from pylon.nostr.event import Draft, parse_event
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import ErrorPrefix, FeedbackStatus
 from pylon.nostr.nip90_fit import fit_result
@@ -49,9 +47,6 @@ from pylon.store.records import Job, Money, Work
 from pylon.text import printable
 
 log = structlog.get_logger(__name__)
-
-_IDLE_WORKERS: Final = 64
-_SPEED_MEMORY: Final = 0.2  # how much the newest attempt weighs in the estimate of a lane's speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,67 +61,6 @@ class RunnerConfig:
     health_interval_down_s: float = 1.0
     announce_after_s: float = 0.2
     relay_hint: str = ""
-
-
-@dataclass(slots=True)
-class Lane:
-    """The queue and the slots of one model on one backend."""
-
-    offer: Offer
-    backend: Backend
-    queue: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    busy: int = 0
-    attempt_s: float | None = None  # how long an attempt takes of late
-
-    @property
-    def key(self) -> LaneKey:
-        """The lane's name: backend and offered model."""
-        return (self.offer.backend, self.offer.name)
-
-    @property
-    def free(self) -> int:
-        """How many slots are free."""
-        return self.offer.slots - self.busy
-
-    @property
-    def ready(self) -> bool:
-        """Whether the backend can work now."""
-        return self.backend.state().health is BackendHealth.READY
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One run, as it goes."""
-
-    job: Job
-    event: Event
-    lane: Lane
-    started: float
-    budget: OutputBudget
-    parts: list[str] = field(default_factory=list)
-    first_token: float | None = None
-    last_partial: float = 0.0
-    partials: int = 0
-    unsent_chars: int = 0
-
-    @property
-    def text(self) -> str:
-        """The output so far."""
-        return "".join(self.parts)
-
-
-@dataclass(slots=True)
-class _Run:
-    """An attempt that is on its backend, as the others see it."""
-
-    job: Job
-    started: float
-    scope: anyio.CancelScope | None = None  # its worker's, once it has one
-    stopped: bool = False
-    announced: bool = False
-
-
-_Work = tuple[Lane, _Run, TextJob | None]
 
 
 class Runner:
@@ -151,8 +85,7 @@ class Runner:
         self._clock = clock
         self._monotonic = monotonic
         self._lanes = {(o.backend, o.name): Lane(o, backends[o.backend]) for o in offers}
-        self._running: dict[str, _Run] = {}
-        self._idle_workers: list[asyncio.Future[_Work]] = []
+        self._running: dict[str, Run] = {}
         self._tasks: TaskGroup | None = None
         self._check_now = {name: anyio.Event() for name in backends}
         self._draining = False
@@ -231,18 +164,16 @@ class Runner:
         lane = self._lanes.get((job.backend, job.model))
         if self._tasks is None or lane is None:
             return  # a model that is no longer offered: `_refuse` ends the attempt
-        run = _Run(job, self._monotonic())
+        run = Run(job, self._monotonic())
         self._running[job.id] = run
-        self._give_work((lane, run, text))
+        self._tasks.start_soon(self._attempt, lane, run, text)
 
     def stop(self, job_id: str) -> None:
         """Take a job out of its lane, or cancel its attempt; the backend's slot is freed."""
         for lane in self._lanes.values():
             lane.queue.pop(job_id, None)
         if run := self._running.get(job_id):
-            run.stopped = True
-            if run.scope is not None:
-                run.scope.cancel()
+            run.scope.cancel()
 
     # --- lanes ------------------------------------------------------------------------------------------------
 
@@ -288,32 +219,9 @@ class Runner:
 
     # --- one attempt ------------------------------------------------------------------------------------------
 
-    def _give_work(self, work: _Work) -> None:
-        """Hand an attempt to an idle worker, or to a new one: starting a task costs more than a short attempt."""
-        assert self._tasks is not None
-        while self._idle_workers:
-            waiting = self._idle_workers.pop()
-            if not waiting.done():
-                waiting.set_result(work)
-                return
-        self._tasks.start_soon(self._worker, work)
-
-    async def _worker(self, work: _Work) -> None:
-        # One scope for all of a worker's attempts: it is cancelled with the one that is stopped, and ends with it.
-        with anyio.CancelScope() as scope:
-            while True:
-                await self._attempt(work, scope)
-                if scope.cancel_called or len(self._idle_workers) >= _IDLE_WORKERS:
-                    return
-                waiting: asyncio.Future[_Work] = asyncio.get_running_loop().create_future()
-                self._idle_workers.append(waiting)
-                work = await waiting
-
-    async def _attempt(self, work: _Work, scope: anyio.CancelScope) -> None:
-        lane, run, text = work
-        run.scope = scope
+    async def _attempt(self, lane: Lane, run: Run, text: TextJob | None) -> None:
         try:
-            if not run.stopped:
+            with run.scope:
                 await self._work(lane, run.job, text)
         finally:
             del self._running[run.job.id]
@@ -346,7 +254,7 @@ class Runner:
                 text = await self._load(job)
             asked = to_generation(text.asked, lane.offer.backend_model, job.max_tokens)
             budget = OutputBudget(self._config.limit_bytes)
-            output = await self._generate(_Attempt(job, text.event, lane, self._monotonic(), budget), asked)
+            output = await self._generate(Attempt(job, text.event, lane, self._monotonic(), budget), asked)
         except BackendError as error:
             self._check_now[lane.backend.name].set()
             detail = printable(error, limit=300)
@@ -369,7 +277,7 @@ class Runner:
             raise LookupError("the request's text is gone")
         return read_text_job(parse_event(orjson.loads(stored)))
 
-    async def _generate(self, attempt: _Attempt, asked: GenerationRequest) -> facts.Output:
+    async def _generate(self, attempt: Attempt, asked: GenerationRequest) -> facts.Output:
         finished = None
         attempt.last_partial = attempt.started
         async with aclosing(attempt.lane.backend.generate(asked)) as chunks:
@@ -387,7 +295,7 @@ class Runner:
             finished = Finished(FinishReason.LENGTH, 0, len(attempt.parts), estimated=True)
         return self._output(attempt, finished)
 
-    async def _take(self, attempt: _Attempt, chunk: Delta) -> None:
+    async def _take(self, attempt: Attempt, chunk: Delta) -> None:
         text = attempt.budget.take(chunk.text)
         if not text:
             return
@@ -400,7 +308,7 @@ class Runner:
         if due and attempt.unsent_chars >= self._config.partial_min_chars:
             await self._send_partial(attempt, now)
 
-    async def _send_partial(self, attempt: _Attempt, now: float) -> None:
+    async def _send_partial(self, attempt: Attempt, now: float) -> None:
         job = attempt.job
         if not attempt.partials and job.money is Money.SETTLED:
             # From the first partial on a cancelling customer's charge stands: that must be stored before it leaves.
@@ -418,7 +326,7 @@ class Runner:
         )
         self._publish(job, draft)
 
-    def _output(self, attempt: _Attempt, finished: Finished) -> facts.Output:
+    def _output(self, attempt: Attempt, finished: Finished) -> facts.Output:
         job = attempt.job
         draft = fit_result(
             attempt.event,
@@ -429,9 +337,7 @@ class Runner:
         )
         event = draft.sign(self._key, int(self._clock()))
         took_s = self._monotonic() - attempt.started
-        lane = attempt.lane
-        before = took_s if lane.attempt_s is None else lane.attempt_s
-        lane.attempt_s = before + _SPEED_MEMORY * (took_s - before)
+        attempt.lane.ran(took_s)
         first_s = (attempt.first_token or attempt.started) - attempt.started
         usage = facts.Usage(
             prompt_tokens=finished.prompt_tokens,
