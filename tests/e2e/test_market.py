@@ -118,8 +118,8 @@ async def serve(customer: Shop, count: int, outstanding: int) -> list[Order]:
 
     async def buy() -> None:
         for number in left:
-            # A subscription that is opened again gets the local relay's newest 500 events and no more: those still to
-            # be served must be among them, so few may carry the same second.
+            # A subscription that is opened again gets the local relay's newest 500 events and no more: those
+            # still to be served must be among them, so few may carry the same second.
             order = await customer.order(created_at=start + number // 100)
             orders.append(order)
             await order.result(60)
@@ -368,11 +368,12 @@ async def test_nothing_is_lost_where_a_relay_hangs_up_without_a_word(tmp_path: P
     """The local relay closes a connection at its 6,001st message: the provider's, amidst its results."""
     with relay_process() as relay:
         settings = market_settings(relay.url, slots=OUTSTANDING, jobs={"queue_size": 1000})
-        async with (
-            provider(tmp_path, settings) as daemon,
-            shop(relay.url, provider=daemon.pubkey) as customer,
-        ):
-            orders = await serve(customer, MANY_JOBS, OUTSTANDING)
+        async with provider(tmp_path, settings) as daemon:
+            # Two customers one after the other: it is the provider's connection that is to reach the limit.
+            orders: list[Order] = []
+            for _ in range(2):
+                async with shop(relay.url, provider=daemon.pubkey) as customer:
+                    orders += await serve(customer, MANY_JOBS // 2, OUTSTANDING)
             assert len(orders) == MANY_JOBS
             assert all(len(order.results) == 1 for order in orders)
             assert all(verify(order.results[0]) for order in orders)
