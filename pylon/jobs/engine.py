@@ -8,7 +8,6 @@ effect is lost for good.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, TypeVar
@@ -45,7 +44,6 @@ _PURGE_EVERY_S: Final = 30.0
 _PURGE_AT_ONCE: Final = 500
 _PURGE_PAUSE_S: Final = 0.2
 _PROBE_MARK: Final = "probe"
-_GATHER_S: Final = 0.003
 _CAN_EXPIRE: Final = frozenset({Work.AWAITING_PAYMENT, Work.QUEUED, Work.RUNNING})
 
 
@@ -92,7 +90,6 @@ class Engine:
         self._open = OpenJobs()
         self._pending: set[str] = set()
         self._all_sent = anyio.Event()
-        self._sent: list[str] = []  # confirmed by a relay, and not yet stored as such
         self._books = NO_BOOKS
         self._dead_letters = 0
         self._unwritable = False
@@ -244,23 +241,10 @@ class Engine:
 
     def confirmed(self, event_id: str, relay_url: str) -> None:
         """Hear that a relay confirmed a stored event."""
-        # Nobody waits for it: those of one moment share a transaction, and the commit of whatever comes next.
-        self._sent.append(event_id)
-        if len(self._sent) == 1:
-            asyncio.get_running_loop().call_later(_GATHER_S, self._store_confirmed)
-
-    def _store_confirmed(self) -> None:
-        ends = [self._outbox_end(each, OutboxState.SENT, facts.Confirmed()) for each in self._sent]
-        self._sent = []
-
-        def heard(outcomes: list[tuple[str, OutboxState, Moved | None]]) -> None:
-            for outcome in outcomes:
-                self._outbox_ended(outcome)
-
-        try:
-            self._persist(lambda tx: [end(tx) for end in ends], heard, patient=True)
-        except StoreUnavailable:
-            return  # closed meanwhile: they are sent again at the next start, and confirmed as duplicates
+        # Nobody waits for it: it can share the commit of whatever comes next.
+        self._persist(
+            self._outbox_end(event_id, OutboxState.SENT, facts.Confirmed()), self._outbox_ended, patient=True
+        )
 
     def gave_up(self, event_id: str, why: str) -> None:
         """Hear that no relay confirmed a stored event before its deadline."""

@@ -533,6 +533,7 @@ async def test_a_result_that_no_relay_takes_is_owed_back(tmp_path: Path) -> None
         await house.quiet()
         assert (await house.job(request.id)).work is Work.UNDELIVERABLE
         await check_money(house)
+        await until(lambda: house.engine.outbox_pending == 0)  # confirmations are stored a moment later
     async with open_house(world) as house:
         assert house.engine.dead_letters == 1
         assert house.engine.outbox_pending == 0
