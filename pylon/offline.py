@@ -27,10 +27,8 @@ from pylon.control.views import (
     NotFound,
 )
 from pylon.nostr.keys import encode_npub
-from pylon.store.records import Books, Job, Money, Work
+from pylon.store.records import UNDER_WAY, Books, Job, Money, Work
 from pylon.store.reports import Reports, Takings
-
-_UNDER_WAY = frozenset({Work.QUEUED, Work.RUNNING, Work.PRODUCED})
 
 
 class OfflineViews:
@@ -148,7 +146,7 @@ def _sum(takings: Sequence[Takings]) -> BooksLine:
     earned = sum(each.earned_msats for each in takings)
     in_work: dict[int, int] = defaultdict(int)
     for each in takings:
-        if each.money is Money.SETTLED and each.work in _UNDER_WAY:
+        if each.money is Money.SETTLED and each.work in UNDER_WAY:
             # A job paid twice is worked on once: what is beyond its price is due back.
             owed = in_work[each.job] + each.received_msats - each.earned_msats
             in_work[each.job] = min(owed, each.price_msats)

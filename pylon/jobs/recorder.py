@@ -22,6 +22,7 @@ from pylon.nostr.nip90 import Denial, FeedbackStatus
 from pylon.nostr.nip90_replies import error_draft, feedback_draft, payment_required_draft
 from pylon.store.records import (
     ENDED,
+    UNDER_WAY,
     Attempt,
     Books,
     InvoiceRow,
@@ -31,12 +32,10 @@ from pylon.store.records import (
     OutboxItem,
     OutboxTopic,
     Settlement,
-    Work,
 )
 from pylon.store.tx import Tx
 
 _FINISHED_MONEY: Final = frozenset({Money.NONE, Money.VOID, Money.SETTLED, Money.REFUND_DUE})
-_UNDER_WAY: Final = frozenset({Work.QUEUED, Work.RUNNING, Work.PRODUCED})
 NO_BOOKS: Final = Books(0, 0, 0, 0)
 
 
@@ -238,7 +237,7 @@ def books_of(job: Job, settlements: Sequence[Settlement]) -> Books:
     received = sum(each.amount_msats for each in settlements)
     earned = sum(each.earned_msats for each in settlements)
     in_work = 0
-    if job.money is Money.SETTLED and job.work in _UNDER_WAY:
+    if job.money is Money.SETTLED and job.work in UNDER_WAY:
         in_work = min(received - earned, job.price_msats)
     return Books(received, earned, in_work, received - earned - in_work)
 

@@ -65,6 +65,9 @@ class OutboxState(StrEnum):
 ENDED: Final = frozenset({Work.DELIVERED, Work.FAILED, Work.CANCELLED, Work.EXPIRED, Work.UNDELIVERABLE})
 """Work states that nothing leaves."""
 
+UNDER_WAY: Final = frozenset({Work.QUEUED, Work.RUNNING, Work.PRODUCED})
+"""Work states in which settled money is owed for work, not to be given back."""
+
 
 @dataclass(frozen=True)  # no slots: `evolve` copies the dict, in a tenth of the time of `dataclasses.replace`
 class Job:
