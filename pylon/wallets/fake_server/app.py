@@ -245,10 +245,13 @@ class FakeWalletApp:
         return response
 
     async def _restart(self) -> None:
-        """Do to the outside what a restart of the process does: streams and connections are gone."""
+        """Do to the outside what a restart of the process does: streams and connections are gone.
+
+        What it does to invoices comes first: whoever sees the connections drop finds it done.
+        """
+        await self.fail_invoices()
         self.notices.close_all()
         await self.connections.drop_all(self._dice.faults.restart_s)
-        await self.fail_invoices()
 
     async def _call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._one_call)
