@@ -6,14 +6,13 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
-import anyio
-
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.openjobs import LaneKey
 from pylon.jobs.policy import OutputBudget
 from pylon.jobs.ports import Backend, BackendHealth
 from pylon.nostr.event import Event
 from pylon.store.records import Job
+from pylon.tasks import Worker
 
 _SPEED_MEMORY: Final = 0.2  # how much the newest attempt weighs in the estimate of a lane's speed
 
@@ -76,5 +75,5 @@ class Run:
 
     job: Job
     started: float
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    worker: Worker | None = None
     announced: bool = False

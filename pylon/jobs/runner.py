@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import anyio
 import orjson
 import structlog
-from anyio.abc import TaskGroup
 
 from pylon.jobs import facts
 from pylon.jobs.catalogue import Offer
@@ -44,6 +43,7 @@ from pylon.nostr.nip90 import ErrorPrefix, FeedbackStatus
 from pylon.nostr.nip90_fit import fit_result
 from pylon.nostr.nip90_replies import feedback_draft, partial_draft
 from pylon.store.records import Job, Money, Work
+from pylon.tasks import Crew
 from pylon.text import printable
 
 log = structlog.get_logger(__name__)
@@ -86,7 +86,7 @@ class Runner:
         self._monotonic = monotonic
         self._lanes = {(o.backend, o.name): Lane(o, backends[o.backend]) for o in offers}
         self._running: dict[str, Run] = {}
-        self._tasks: TaskGroup | None = None
+        self._crew = Crew()
         self._check_now = {name: anyio.Event() for name in backends}
         self._draining = False
         self._idle = anyio.Event()
@@ -126,15 +126,12 @@ class Runner:
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run attempts and watch the backends' health until cancelled."""
-        try:
-            async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
-                tasks.start_soon(self._announce)
-                for backend in self._backends.values():
-                    tasks.start_soon(self._watch_health, backend)
-                task_status.started()
-        finally:
-            self._tasks = None  # what is committed from here on is found again on the next start
+        # What is committed after the crew has stopped working is found again on the next start.
+        async with self._crew.working() as tasks:
+            tasks.start_soon(self._announce)
+            for backend in self._backends.values():
+                tasks.start_soon(self._watch_health, backend)
+            task_status.started()
 
     async def drain(self) -> None:
         """Start nothing more, and return when the last attempt, or start of one, that was under way has ended."""
@@ -148,13 +145,10 @@ class Runner:
     def enqueue(self, job: Job) -> None:
         """Put a queued job into its lane; one that failed before waits a little longer each time."""
         lane = self._lanes.get((job.backend, job.model))
-        if self._tasks is None:
-            return
         if lane is None:
-            sentence = f"the model {job.model} is no longer offered"
-            self._tasks.start_soon(self._refuse, job.id, sentence)
+            self._crew.start(self._refuse, job.id, f"the model {job.model} is no longer offered")
         elif job.attempts and job.work is Work.QUEUED:
-            self._tasks.start_soon(self._enqueue_later, lane, job)
+            self._crew.start(self._enqueue_later, lane, job)
         else:
             lane.queue[job.id] = None
             self._pump(lane)
@@ -162,29 +156,30 @@ class Runner:
     def run_attempt(self, job: Job, text: TextJob | None) -> None:
         """Run an attempt that is committed; its slot was taken before."""
         lane = self._lanes.get((job.backend, job.model))
-        if self._tasks is None or lane is None:
+        if lane is None:
             return  # a model that is no longer offered: `_refuse` ends the attempt
         run = Run(job, self._monotonic())
-        self._running[job.id] = run
-        self._tasks.start_soon(self._attempt, lane, run, text)
+        run.worker = self._crew.start(self._attempt, lane, run, text)
+        if run.worker is not None:
+            self._running[job.id] = run
 
     def stop(self, job_id: str) -> None:
         """Take a job out of its lane, or cancel its attempt; the backend's slot is freed."""
         for lane in self._lanes.values():
             lane.queue.pop(job_id, None)
-        if run := self._running.get(job_id):
-            run.scope.cancel()
+        run = self._running.get(job_id)
+        if run is not None and run.worker is not None:
+            run.worker.cancel()
 
     # --- lanes ------------------------------------------------------------------------------------------------
 
     def _pump(self, lane: Lane) -> None:
         """Start what may start."""
-        if self._tasks is None:
-            return
         while lane.queue and lane.free > 0 and not self._draining and lane.ready:
-            job_id, _ = lane.queue.popitem(last=False)
+            if self._crew.start(self._start, lane, next(iter(lane.queue))) is None:
+                return
+            lane.queue.popitem(last=False)
             lane.busy += 1
-            self._tasks.start_soon(self._start, lane, job_id)
 
     async def _start(self, lane: Lane, job_id: str) -> None:
         job = await self._engine.apply(job_id, facts.Started())
@@ -221,8 +216,7 @@ class Runner:
 
     async def _attempt(self, lane: Lane, run: Run, text: TextJob | None) -> None:
         try:
-            with run.scope:
-                await self._work(lane, run.job, text)
+            await self._work(lane, run.job, text)
         finally:
             del self._running[run.job.id]
             self.give_back(lane.key)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
-from anyio.abc import TaskGroup
 
 from pylon.jobs.ports import Clock
 from pylon.relays.connection import Relay
 from pylon.relays.socket import describe
 from pylon.relays.state import PoolConfig, RelayState
+from pylon.tasks import Crew
 
 UNREACHABLE_S: Final = 60.0
 MAX_UNREACHABLE: Final = 1024
@@ -41,20 +41,16 @@ class Guests:
         self._config = config
         self._make_relay = make_relay
         self._clock = clock
-        self._tasks: TaskGroup | None = None
+        self._crew = Crew()
         self._guests: OrderedDict[str, _Guest] = OrderedDict()  # least recently used first
         self._unreachable: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
     async def run(self) -> None:
         """Hold the connections until cancelled."""
-        try:
-            async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
-                for url, guest in self._guests.items():  # wanted before we ran
-                    self._start(url, guest)
-                await anyio.sleep_forever()
-        finally:
-            self._tasks = None
+        async with self._crew.working():
+            for url, guest in self._guests.items():  # wanted before we ran
+                self._start(url, guest)
+            await anyio.sleep_forever()
 
     def want(self, url: str) -> Relay | str:
         """Return the relay at `url`, dialing it if need be, or the reason why not."""
@@ -85,8 +81,7 @@ class Guests:
         return tuple(guest.relay.state() for guest in self._guests.values())
 
     def _start(self, url: str, guest: _Guest) -> None:
-        if self._tasks is not None:
-            self._tasks.start_soon(self._serve, url, guest, name=f"customer relay {url}")
+        self._crew.start(self._serve, url, guest)
 
     def _evict(self) -> bool:
         for url, guest in self._guests.items():

@@ -68,6 +68,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._inbox: queue.SimpleQueue[list[_Member] | None] = queue.SimpleQueue()  # None: the end
+        self._urgent: list[_Member] = []
         self._patient: list[_Member] = []
         self._patience: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -125,34 +126,38 @@ class Store:
         self._patient.append(member)
         if self._patience is None:
             assert self._loop is not None
-            self._patience = self._loop.call_later(_PATIENCE_S, self._hand_over, [])
+            self._patience = self._loop.call_later(_PATIENCE_S, self._hand_over)
 
     async def aclose(self) -> None:
         """Commit what is queued, then close. Safe to call twice."""
         if self._closed or self._thread is None:
             return
         self._closed = True
-        self._hand_over([])
+        self._hand_over()
         self._inbox.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     # --- the thread -------------------------------------------------------------------------------------------
 
     def _submit(self, member: _Member) -> None:
+        """Queue what is urgent: it goes out with all else that this turn of the loop brings."""
         self._refuse_if_closed()
-        self._hand_over([member])
+        if not self._urgent:
+            assert self._loop is not None
+            self._loop.call_soon(self._hand_over)
+        self._urgent.append(member)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise StoreUnavailable("the database is closed")
 
-    def _hand_over(self, members: list[_Member]) -> None:
-        """Give the thread what is urgent together with what was patient: waking it up is dear."""
+    def _hand_over(self) -> None:
+        """Give the thread what has gathered, urgent and patient: waking it up is dear."""
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-            members = self._patient + members
-            self._patient = []
+        members = self._patient + self._urgent
+        self._patient, self._urgent = [], []
         if members:
             self._inbox.put(members)
 
