@@ -38,9 +38,8 @@ CREATE TABLE jobs (
     CHECK (price_msats >= 0),
     UNIQUE (id)
 );
-CREATE INDEX jobs_accepted ON jobs (accepted_at);
 CREATE INDEX jobs_purge ON jobs (purge_at) WHERE purge_at > 0;
-CREATE INDEX jobs_unfinished ON jobs (work) WHERE purge_at IS NULL;
+CREATE INDEX jobs_unfinished ON jobs (number) WHERE purge_at IS NULL;
 CREATE TABLE marks (
     name TEXT NOT NULL,
     value INTEGER NOT NULL,
@@ -79,11 +78,12 @@ CREATE TABLE invoices (
 CREATE UNIQUE INDEX invoices_one_live ON invoices (job) WHERE state = 'open';
 CREATE INDEX invoices_undecided ON invoices (state) WHERE state IN ('wanted', 'open', 'closing');
 CREATE TABLE journal (
-    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    seq INTEGER NOT NULL,
     at INTEGER NOT NULL,
     topic TEXT NOT NULL,
     job INTEGER NOT NULL,
     entry TEXT NOT NULL,
+    PRIMARY KEY (seq),
     FOREIGN KEY(job) REFERENCES jobs (number)
 );
 CREATE INDEX journal_job ON journal (job);

@@ -79,7 +79,7 @@ SETTLEMENT_COLUMNS: Final = ("payment_hash", "amount_msats", "earned_msats", "se
 INSERT_JOB: Final = Insert("jobs", ("number", *JOB_COLUMNS))
 INSERT_REQUEST: Final = Insert("requests", ("job", "request_json"))
 INSERT_ATTEMPT: Final = Insert("attempts", ("job", *ATTEMPT_COLUMNS))
-INSERT_JOURNAL: Final = Insert("journal", ("at", "topic", "job", "entry"))
+INSERT_JOURNAL: Final = Insert("journal", ("seq", "at", "topic", "job", "entry"))
 INSERT_OUTBOX: Final = Insert("outbox", ("number", "job", *OUTBOX_COLUMNS))
 INSERTS: Final = (INSERT_JOB, INSERT_REQUEST, INSERT_ATTEMPT, INSERT_JOURNAL, INSERT_OUTBOX)
 """All of them; jobs first, which the others refer to."""

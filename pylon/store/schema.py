@@ -35,9 +35,8 @@ jobs = Table(
     CheckConstraint("price_msats >= 0"),
 )
 # Only unfinished jobs and those with text left to erase are indexed: the rest of the table is history.
-Index("jobs_unfinished", jobs.c.work, sqlite_where=jobs.c.purge_at.is_(None))
+Index("jobs_unfinished", jobs.c.number, sqlite_where=jobs.c.purge_at.is_(None))
 Index("jobs_purge", jobs.c.purge_at, sqlite_where=jobs.c.purge_at > 0)
-Index("jobs_accepted", jobs.c.accepted_at)
 
 requests = Table(
     "requests",
@@ -112,12 +111,11 @@ Index("outbox_job", outbox.c.job)
 journal = Table(
     "journal",
     metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("seq", Integer, primary_key=True),
     Column("at", Integer, nullable=False),
     Column("topic", Text, nullable=False),
     Column("job", Integer, ForeignKey("jobs.number"), nullable=False),
     Column("entry", Text, nullable=False),
-    sqlite_autoincrement=True,
 )
 Index("journal_job", journal.c.job)
 

@@ -54,6 +54,7 @@ class Tx:
         self._undo: list[Callable[[], object]] = []
         self._next_job = self._next("jobs")
         self._next_item = self._next("outbox")
+        self._next_entry = self._next("journal", "seq")
         found = connection.execute(
             "SELECT o.event_id, o.number, j.id, o.topic FROM outbox o JOIN jobs j ON j.number = o.job"
             " WHERE o.state = 'pending'"
@@ -61,8 +62,8 @@ class Tx:
         for event_id, number, job_id, topic in found:
             self._pending[event_id] = (number, job_id, OutboxTopic(topic))
 
-    def _next(self, table: str) -> int:
-        (last,) = self._connection.execute(f"SELECT coalesce(max(number), 0) FROM {table}").fetchone()
+    def _next(self, table: str, number: str = "number") -> int:
+        (last,) = self._connection.execute(f"SELECT coalesce(max({number}), 0) FROM {table}").fetchone()
         return int(last) + 1
 
     # --- the group's own ends, called by the writer ------------------------------------------------------------
@@ -163,9 +164,13 @@ class Tx:
         return [rows.job_of(row) for row in found]
 
     def accepted_since(self, time_s: int) -> list[str]:
-        """Return the ids of jobs accepted at or after a time."""
-        found = self._execute("SELECT id FROM jobs WHERE accepted_at >= ?", (time_s,))
-        return [str(row[0]) for row in found]
+        """Return the ids of the newest jobs, back to the first one that was accepted before a time."""
+        ids = []
+        for job_id, accepted_at in self._execute("SELECT id, accepted_at FROM jobs ORDER BY number DESC"):
+            if accepted_at < time_s:
+                break
+            ids.append(str(job_id))
+        return ids
 
     def request_json(self, job_id: str) -> str | None:
         """Return the stored request event, or None once it was erased."""
@@ -213,7 +218,8 @@ class Tx:
 
     def journal(self, job_id: str, entry: str, now: int, topic: str = "job") -> None:
         """Append one line."""
-        self._batch.insert(rows.INSERT_JOURNAL, (now, topic, self._number(job_id), entry))
+        seq, self._next_entry = self._next_entry, self._next_entry + 1
+        self._batch.insert(rows.INSERT_JOURNAL, (seq, now, topic, self._number(job_id), entry))
 
     def journal_of(self, job_id: str) -> list[JournalEntry]:
         """Return a job's lines in order."""
