@@ -8,7 +8,7 @@ effect is lost for good.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
@@ -85,13 +85,14 @@ class Engine:
         self._workplace: Workplace | None = None
         self._till: Till | None = None
         self._publisher: Publisher | None = None
-        self._stuck: list[tuple[Callable[[Tx], Any], Callable[[Any], None]]] = []
+        self._stuck: deque[tuple[Callable[[Tx], Any], Callable[[Any], None]]] = deque()
         self._counts: Counter[tuple[Work, Money]] = Counter()
         self._open = OpenJobs()
         self._pending: set[str] = set()
         self._all_sent = anyio.Event()
         self._books = NO_BOOKS
         self._dead_letters = 0
+        self._held_up = 0  # callers that wait until they can write
         self._unwritable = False
         self.faults: Counter[str] = Counter()
 
@@ -125,7 +126,7 @@ class Engine:
     @property
     def healthy(self) -> bool:
         """Tell whether steps can be committed; intake stops while they cannot."""
-        return self._store.health.healthy and not self._unwritable and not self._stuck
+        return self._store.health.healthy and not (self._unwritable or self._stuck or self._held_up)
 
     # --- start and run ----------------------------------------------------------------------------------------
 
@@ -326,12 +327,20 @@ class Engine:
     # --- a store that cannot commit ---------------------------------------------------------------------------
 
     async def _write(self, run: Callable[[Tx], T], committed: Callable[[T], None] | None) -> T:
-        while True:
-            try:
-                return await self._store.write(run, committed)
-            except (StoreUnavailable, StaleVersion) as error:
-                self._note(error)
-            await anyio.sleep(_RETRY_S)
+        try:
+            return await self._store.write(run, committed)
+        except (StoreUnavailable, StaleVersion) as error:
+            self._note(error)
+        self._held_up += 1
+        try:
+            while True:
+                await anyio.sleep(_RETRY_S)
+                try:
+                    return await self._store.write(run, committed)
+                except (StoreUnavailable, StaleVersion) as error:
+                    self._note(error)
+        finally:
+            self._held_up -= 1
 
     def _persist(self, run: Callable[[Tx], T], committed: Callable[[T], None], *, patient: bool = False) -> None:
         def failed(error: BaseException) -> None:
@@ -363,9 +372,16 @@ class Engine:
             await anyio.sleep(_RETRY_S)
             if self._unwritable:
                 await self._probe()
-            stuck, self._stuck = self._stuck, []
-            for run, committed in stuck:
-                self._persist(run, committed)
+            # Each stays until it is stored: intake stays shut until all are.
+            while self._stuck:
+                try:
+                    await self._store.write(*self._stuck[0])
+                except (StoreUnavailable, StaleVersion) as error:
+                    self._note(error)
+                    break
+                except Exception as error:  # noqa: BLE001 - a fault of ours must not hold up the others
+                    self._note(error)
+                self._stuck.popleft()
 
     async def _watch_deadlines(self) -> None:
         while True:
