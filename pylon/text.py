@@ -1,4 +1,4 @@
-"""Untrusted text made fit for a terminal or a log line."""
+"""Text of strangers: made fit for a terminal or a log line, and measured."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def printable(text: object, *, limit: int = 200, keep_newlines: bool = False) ->
         else:
             out.append(_escape(ord(char)))
     return "".join(out) if len(raw) <= limit else "".join(out) + "…"
+
+
+def utf8_bytes(text: str) -> int:
+    """Return how many bytes of UTF-8 a text takes; a lone surrogate counts as three."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _escape(code: int) -> str:

@@ -116,6 +116,7 @@ class Intake:
         self._config = config
         self._clock = clock
         self._payable = payable
+        self._fitting_tokens = max_output_text_bytes(config.limit_bytes) // OUTPUT_BYTES_PER_TOKEN
         self._seen = SeenIds()
         self._customers = RateLimiter(config.policy.requests_per_customer_per_minute)
         self._replies = TokenBucket(config.policy.replies_per_minute)
@@ -140,10 +141,8 @@ class Intake:
 
     def offer(self, event: Event, relay_url: str) -> str | None:
         """Take an event; returns the drop's reason, or None when it was taken or properly refused."""
-        if event.kind == DELETION_KIND:
-            return self._offer_deletion(event)
         if event.kind != KIND:
-            return self._drop(Drop.UNWANTED_KIND)
+            return self._offer_deletion(event) if event.kind == DELETION_KIND else self._drop(Drop.UNWANTED_KIND)
         if event.id in self._seen:
             return self._drop(Drop.DUPLICATE)
         if not verify(event):
@@ -208,8 +207,9 @@ class Intake:
         load = self._engine.open_jobs.load((offer.backend, offer.name), event.pubkey)
         _refuse_if(check_load(load, policy, prepaid=self._config.mode is facts.Mode.PREPAY))
         _refuse_if(check_prompt(asked.texts, policy))
-        max_tokens = self._max_tokens(asked, offer)
-        quoted = self._quote(asked, offer, max_tokens)
+        input_tokens = input_token_bound(asked.texts)
+        max_tokens = self._max_tokens(asked, offer, input_tokens)
+        quoted = self._quote(offer, input_tokens, max_tokens)
         if (denial := check_bid(quoted, request.bid_msats)) is not None:
             raise _Refused(denial, quoted.amount_msats)
         if quoted.amount_msats:
@@ -234,12 +234,10 @@ class Intake:
             raise _Refused(Denial(ErrorPrefix.BACKEND_UNAVAILABLE, "the model's server does not have it now"))
         return offer
 
-    def _max_tokens(self, asked: TextGeneration, offer: Offer) -> int:
+    def _max_tokens(self, asked: TextGeneration, offer: Offer, prompt: int) -> int:
         """Return how much output is priced: what was asked for if it surely fits, never silently less."""
-        fits = max_output_text_bytes(self._config.limit_bytes) // OUTPUT_BYTES_PER_TOKEN
-        most = min(offer.max_output_tokens, fits)
+        most = min(offer.max_output_tokens, self._fitting_tokens)
         context = self._context(offer)
-        prompt = input_token_bound(asked.texts)
         if context is not None and prompt + (asked.max_tokens or 1) > context:
             sentence = (
                 f"the prompt may take {prompt} tokens and the context has {context}: shorten it or lower max_tokens"
@@ -259,8 +257,8 @@ class Intake:
         models = self._backends(offer.backend).state().models
         return next((model.context_tokens for model in models if model.name == offer.backend_model), None)
 
-    def _quote(self, asked: TextGeneration, offer: Offer, max_tokens: int) -> Quote:
-        quoted = quote(offer.price, input_token_bound(asked.texts), max_tokens)
+    def _quote(self, offer: Offer, input_tokens: int, max_tokens: int) -> Quote:
+        quoted = quote(offer.price, input_tokens, max_tokens)
         if self._config.mode is facts.Mode.FREE:
             return Quote(quoted.price, quoted.input_tokens, quoted.output_tokens, 0)
         return quoted

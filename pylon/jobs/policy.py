@@ -15,6 +15,7 @@ from typing import Final
 from pylon.nostr.event import BadEvent, Event
 from pylon.nostr.nip90 import Denial, ErrorPrefix, JobRequest
 from pylon.nostr.nip90_fit import max_output_text_bytes, text_bytes
+from pylon.text import utf8_bytes
 
 MAX_CUSTOMERS: Final = 10_000
 MAX_SEEN_IDS: Final = 100_000
@@ -93,7 +94,7 @@ def check_times(request: JobRequest, now: float, policy: IntakePolicy) -> Denial
 
 def check_prompt(texts: Iterable[str], policy: IntakePolicy) -> Denial | None:
     """Return why the messages' texts are too large together, or None."""
-    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    size = sum(map(utf8_bytes, texts))
     if size <= policy.max_prompt_bytes:
         return None
     return Denial(
@@ -113,23 +114,20 @@ class Load:
 
 def check_load(load: Load, policy: IntakePolicy, *, prepaid: bool) -> Denial | None:
     """Return why there is no room for one more job, or None. `prepaid` jobs need room for an invoice too."""
-    limits = [
-        (load.queued, policy.max_queued, "the queue is full"),
-        (load.queued_of_customer, policy.max_queued_per_customer, "you have too many open jobs here"),
-    ]
-    if prepaid:
-        limits += [
-            (load.open_invoices, policy.max_open_invoices, "too many invoices wait for payment"),
-            (
-                load.open_invoices_of_customer,
-                policy.max_open_invoices_per_customer,
-                "you have too many unpaid invoices here",
-            ),
-        ]
-    for used, limit, sentence in limits:
-        if used >= limit:
-            return Denial(ErrorPrefix.QUEUE_FULL, f"{sentence} ({used} of {limit})")
-    return None
+    if load.queued >= policy.max_queued:
+        return _full("the queue is full", load.queued, policy.max_queued)
+    if load.queued_of_customer >= policy.max_queued_per_customer:
+        return _full("you have too many open jobs here", load.queued_of_customer, policy.max_queued_per_customer)
+    if not prepaid:
+        return None
+    if load.open_invoices >= policy.max_open_invoices:
+        return _full("too many invoices wait for payment", load.open_invoices, policy.max_open_invoices)
+    mine, limit = load.open_invoices_of_customer, policy.max_open_invoices_per_customer
+    return _full("you have too many unpaid invoices here", mine, limit) if mine >= limit else None
+
+
+def _full(sentence: str, used: int, limit: int) -> Denial:
+    return Denial(ErrorPrefix.QUEUE_FULL, f"{sentence} ({used} of {limit})")
 
 
 def job_deadline(accepted_at: int, timeout_s: int, expires_at: int | None) -> int:
@@ -281,9 +279,9 @@ class SeenIds:
 
     def add(self, event_id: str) -> bool:
         """Remember an id, 64 hex digits; False when it was known."""
-        key = bytes.fromhex(event_id)
-        if key in self._recent or key in self._older:
+        if event_id in self:
             return False
+        key = bytes.fromhex(event_id)
         if len(self._recent) >= self._capacity:
             self._older, self._recent = self._recent, set()
         self._recent.add(key)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pylon.nostr.nip90 import MAX_MONEY_MSATS, Denial, ErrorPrefix
+from pylon.text import utf8_bytes
 
 MSATS_PER_SAT: Final = 1000
 MICROSATS_PER_MSAT: Final = 1000
@@ -82,7 +83,7 @@ def input_token_bound(texts: Iterable[str]) -> int:
     """
     tokens = TEMPLATE_TOKENS
     for text in texts:
-        tokens += len(text.encode("utf-8", "surrogatepass")) + MESSAGE_TOKENS
+        tokens += utf8_bytes(text) + MESSAGE_TOKENS
     return tokens
 
 

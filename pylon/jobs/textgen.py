@@ -10,8 +10,10 @@ text. A request without any `i` tag whose content is text is taken as its own pr
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from pylon.jobs.ports import GenerationRequest, Message
 from pylon.nostr.event import Event
@@ -31,25 +33,6 @@ _SHOWN = 60  # characters of a stranger's text that a sentence repeats
 _WHOLE: Final = re.compile(r"[0-9]{1,12}", re.ASCII)
 _DECIMAL: Final = re.compile(r"-?(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][+-]?[0-9]{1,2})?", re.ASCII)
 _OUTPUTS: Final = frozenset({"text/plain", "text/markdown", "text/*", "*/*"})
-
-PARAMS: Final = frozenset(
-    (
-        "model",
-        "system",
-        "max_tokens",
-        "temperature",
-        "top_k",
-        "top_p",
-        "frequency_penalty",
-        "presence_penalty",
-        "seed",
-        "stop",
-    )
-)
-"""The parameters that are honoured, by their normalised names; an announcement lists them."""
-
-Given = dict[str, tuple[str, ...]]
-
 
 @dataclass(frozen=True, slots=True)
 class TextGeneration:
@@ -95,20 +78,7 @@ def parse_textgen(request: JobRequest) -> TextGeneration:
     _check_output(request.output)
     prompt = _prompt(request)
     given = _by_name(request)
-    return TextGeneration(
-        prompt=prompt,
-        # The system text counts as input: its size is bounded and priced together with the prompt's.
-        system=_text(given, "system", limit=None),
-        model=_text(given, "model", limit=MAX_MODEL_CHARS),
-        max_tokens=_whole(given, "max_tokens", low=1, high=MAX_TOKENS),
-        temperature=_decimal(given, "temperature", low=0.0, high=2.0),
-        top_k=_whole(given, "top_k", low=0, high=MAX_TOP_K),  # 0 turns it off
-        top_p=_decimal(given, "top_p", low=0.0, high=1.0, above_low=True),
-        frequency_penalty=_decimal(given, "frequency_penalty", low=-2.0, high=2.0),
-        presence_penalty=_decimal(given, "presence_penalty", low=-2.0, high=2.0),
-        seed=_whole(given, "seed", low=0, high=MAX_SEED),
-        stop=_stops(given),
-    )
+    return TextGeneration(prompt, **{name: _READERS[name](name, values) for name, values in given.items()})
 
 
 def to_generation(asked: TextGeneration, backend_model: str, max_tokens: int) -> GenerationRequest:
@@ -149,9 +119,9 @@ def _check_output(output: str | None) -> None:
         raise BadRequest(ErrorPrefix.UNSUPPORTED_OUTPUT, sentence)
 
 
-def _by_name(request: JobRequest) -> Given:
+def _by_name(request: JobRequest) -> dict[str, tuple[str, ...]]:
     """Return the values of each parameter, those of repeated tags together. Raises on a name we do not honour."""
-    given: Given = {}
+    given: dict[str, tuple[str, ...]] = {}
     for name, values in request.params:
         if name not in PARAMS:
             raise BadRequest(ErrorPrefix.UNSUPPORTED_PARAM, f"'{_show(name)}' is not a parameter that is honoured")
@@ -161,28 +131,22 @@ def _by_name(request: JobRequest) -> Given:
     return given
 
 
-def _stops(given: Given) -> tuple[str, ...]:
-    stops = given.get("stop", ())
+def _stops(name: str, stops: tuple[str, ...]) -> tuple[str, ...]:
     if len(stops) > MAX_STOPS:
-        raise _invalid("stop", f"has {len(stops)} texts: at most {MAX_STOPS} are taken")
+        raise _invalid(name, f"has {len(stops)} texts: at most {MAX_STOPS} are taken")
     if any(not 0 < len(text) <= MAX_STOP_CHARS for text in stops):
-        raise _invalid("stop", f"takes texts of 1 to {MAX_STOP_CHARS} characters")
+        raise _invalid(name, f"takes texts of 1 to {MAX_STOP_CHARS} characters")
     return stops
 
 
-def _only(given: Given, name: str) -> str | None:
-    values = given.get(name)
-    if values is None:
-        return None
+def _only(name: str, values: tuple[str, ...]) -> str:
     if len(values) > 1:
         raise _invalid(name, f"has {len(values)} values: one is taken")
     return values[0]
 
 
-def _text(given: Given, name: str, *, limit: int | None) -> str | None:
-    value = _only(given, name)
-    if value is None:
-        return None
+def _text(name: str, values: tuple[str, ...], *, limit: int | None) -> str:
+    value = _only(name, values)
     if not value.strip():
         raise _invalid(name, "is empty")
     if limit is not None and len(value) > limit:
@@ -190,20 +154,16 @@ def _text(given: Given, name: str, *, limit: int | None) -> str | None:
     return value
 
 
-def _whole(given: Given, name: str, *, low: int, high: int) -> int | None:
-    value = _only(given, name)
-    if value is None:
-        return None
+def _whole(name: str, values: tuple[str, ...], *, low: int, high: int) -> int:
+    value = _only(name, values)
     # The pattern comes first: int() would also take other scripts' digits, underscores and spaces.
     if _WHOLE.fullmatch(value) is None or not low <= int(value) <= high:
         raise _invalid(name, f"is '{_show(value)}': give a whole number from {low} to {high}")
     return int(value)
 
 
-def _decimal(given: Given, name: str, *, low: float, high: float, above_low: bool = False) -> float | None:
-    value = _only(given, name)
-    if value is None:
-        return None
+def _decimal(name: str, values: tuple[str, ...], *, low: float, high: float, above_low: bool = False) -> float:
+    value = _only(name, values)
     # The pattern bounds the exponent, so that the number is finite, and keeps out nan and inf.
     number = float(value) if _DECIMAL.fullmatch(value) else None
     if number is None or not low <= number <= high or (above_low and number == low):
@@ -218,3 +178,21 @@ def _invalid(name: str, sentence: str) -> BadRequest:
 
 def _show(text: str) -> str:
     return printable(text, limit=_SHOWN)
+
+
+_READERS: Final[dict[str, Callable[[str, tuple[str, ...]], Any]]] = {
+    "model": partial(_text, limit=MAX_MODEL_CHARS),
+    "system": partial(_text, limit=None),  # counts as input: its size is bounded and priced with the prompt's
+    "max_tokens": partial(_whole, low=1, high=MAX_TOKENS),
+    "temperature": partial(_decimal, low=0.0, high=2.0),
+    "top_k": partial(_whole, low=0, high=MAX_TOP_K),  # 0 turns it off
+    "top_p": partial(_decimal, low=0.0, high=1.0, above_low=True),
+    "frequency_penalty": partial(_decimal, low=-2.0, high=2.0),
+    "presence_penalty": partial(_decimal, low=-2.0, high=2.0),
+    "seed": partial(_whole, low=0, high=MAX_SEED),
+    "stop": _stops,
+}
+"""How each parameter is read, by its normalised name, which is also the field's name in `TextGeneration`."""
+
+PARAMS: Final = frozenset(_READERS)
+"""The parameters that are honoured; an announcement lists them."""

@@ -7,6 +7,7 @@ with one reason; `verify` answers yes or no. Nothing else is raised.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,7 +19,7 @@ from pylon.nostr.keys import SecretKey, verify_schnorr
 MAX_KIND: Final = 65535
 MAX_TAGS: Final = 2000
 MAX_CREATED_AT: Final = 2**53
-_HEX: Final = frozenset("0123456789abcdef")
+_HEX: Final = re.compile(r"[0-9a-f]*")
 
 Tags = tuple[tuple[str, ...], ...]
 
@@ -107,7 +108,7 @@ def compute_id(pubkey: str, created_at: int, kind: int, tags: Iterable[Sequence[
 
 def is_hex(text: object, length: int) -> bool:
     """Tell whether `text` is a lower-case hex string of exactly `length` characters."""
-    return isinstance(text, str) and len(text) == length and _HEX.issuperset(text)
+    return isinstance(text, str) and len(text) == length and _HEX.fullmatch(text) is not None
 
 
 def parse_event(value: object) -> Event:
@@ -116,13 +117,13 @@ def parse_event(value: object) -> Event:
         raise BadEvent("not an object")
     try:
         event = Event(
-            id=value["id"],
-            pubkey=value["pubkey"],
-            created_at=value["created_at"],
-            kind=value["kind"],
-            tags=_parse_tags(value["tags"]),
-            content=value["content"],
-            sig=value["sig"],
+            value["id"],
+            value["pubkey"],
+            value["created_at"],
+            value["kind"],
+            _parse_tags(value["tags"]),
+            value["content"],
+            value["sig"],
         )
     except KeyError as error:
         raise BadEvent(f"no {error.args[0]}") from None
@@ -146,15 +147,13 @@ def _parse_tags(value: object) -> Tags:
         raise BadEvent("tags is not a list")
     if len(value) > MAX_TAGS:
         raise BadEvent(f"more than {MAX_TAGS} tags")
-    tags = []
     for tag in value:
-        if not isinstance(tag, list):
+        if type(tag) is not list:
             raise BadEvent("a tag is not a list")
         for member in tag:
-            if not isinstance(member, str):
+            if type(member) is not str:
                 raise BadEvent("a tag holds something other than text")
-        tags.append(tuple(tag))
-    return tuple(tags)
+    return tuple(map(tuple, value))
 
 
 def verify(event: Event) -> bool:

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -86,27 +86,58 @@ def parse_relay_message(frame: str | bytes) -> RelayMessage:
         raise BadMessage("not-json") from None
     if not isinstance(value, list) or not value:
         raise BadMessage("not-a-message")
-    match value:
-        case ["EVENT", str(subscription), event]:
-            try:
-                return EventMessage(_subscription(subscription), parse_event(event))
-            except BadEvent as error:
-                raise BadMessage("bad-event", str(error)) from None
-        case ["OK", str(event_id), bool(accepted), *rest]:
-            # Some relays answer a rejected event with an empty id; it then belongs to none of ours.
-            if event_id and not is_hex(event_id, 64):
-                raise BadMessage("bad-ok")
-            return OkMessage(event_id, accepted, _text(rest))
-        case ["EOSE", str(subscription), *_]:
-            return EoseMessage(_subscription(subscription))
-        case ["CLOSED", str(subscription), *rest]:
-            return ClosedMessage(_subscription(subscription), _text(rest))
-        case ["NOTICE", *rest]:
-            return NoticeMessage(_text(rest))
-        case ["AUTH", str(challenge), *_] if 0 < len(challenge) <= MAX_RELAY_TEXT:
-            return AuthMessage(challenge)
-        case _:
-            raise BadMessage("unknown-message")
+    read = _READERS.get(value[0]) if isinstance(value[0], str) else None
+    if read is None:
+        raise BadMessage("unknown-message")
+    return read(value)
+
+
+def _read_event(value: list[Any]) -> EventMessage:
+    if len(value) != 3 or not isinstance(value[1], str):
+        raise BadMessage("unknown-message")
+    try:
+        return EventMessage(_subscription(value[1]), parse_event(value[2]))
+    except BadEvent as error:
+        raise BadMessage("bad-event", str(error)) from None
+
+
+def _read_ok(value: list[Any]) -> OkMessage:
+    if len(value) < 3 or not isinstance(value[1], str) or not isinstance(value[2], bool):
+        raise BadMessage("unknown-message")
+    # Some relays answer a rejected event with an empty id; it then belongs to none of ours.
+    if value[1] and not is_hex(value[1], 64):
+        raise BadMessage("bad-ok")
+    return OkMessage(value[1], value[2], _text(value[3:]))
+
+
+def _read_eose(value: list[Any]) -> EoseMessage:
+    return EoseMessage(_subscription(_second(value)))
+
+
+def _read_closed(value: list[Any]) -> ClosedMessage:
+    return ClosedMessage(_subscription(_second(value)), _text(value[2:]))
+
+
+def _read_notice(value: list[Any]) -> NoticeMessage:
+    return NoticeMessage(_text(value[1:]))
+
+
+def _read_auth(value: list[Any]) -> AuthMessage:
+    challenge = _second(value)
+    if not 0 < len(challenge) <= MAX_RELAY_TEXT:
+        raise BadMessage("unknown-message")
+    return AuthMessage(challenge)
+
+
+# A table: matching the shapes one after another cost more than parsing the JSON.
+_READERS: Final[dict[str, Callable[[list[Any]], RelayMessage]]] = {
+    "EVENT": _read_event,
+    "OK": _read_ok,
+    "EOSE": _read_eose,
+    "CLOSED": _read_closed,
+    "NOTICE": _read_notice,
+    "AUTH": _read_auth,
+}
 
 
 def event_frame(event: Event) -> str:
@@ -137,6 +168,12 @@ def auth_frame(event: Event) -> str:
 def auth_draft(relay_url: str, challenge: str) -> Draft:
     """Return the NIP-42 event (kind 22242) that answers `challenge` of `relay_url`."""
     return Draft(kind=AUTH_KIND, tags=(("relay", relay_url), ("challenge", challenge)))
+
+
+def _second(value: list[Any]) -> str:
+    if len(value) < 2 or not isinstance(value[1], str):
+        raise BadMessage("unknown-message")
+    return value[1]
 
 
 def _subscription(text: str) -> str:

@@ -18,9 +18,9 @@ from websockets.exceptions import ConnectionClosed
 
 from pylon.jobs.ports import Clock, EventSink
 from pylon.nostr.keys import SecretKey
-from pylon.nostr.messages import EoseMessage, EventMessage, Filter
+from pylon.nostr.messages import ClosedMessage, EoseMessage, EventMessage, Filter
 from pylon.relays.answers import Answer
-from pylon.relays.session import Session
+from pylon.relays.session import Heard, Session
 from pylon.relays.socket import RelaySocket, canonical_url, describe, is_refusal
 from pylon.relays.state import Counters, PoolConfig, RelayState, RelayStatus
 
@@ -249,35 +249,35 @@ class Relay:
             self._listener.lost(self.canonical, self._end_reason or "disconnected")
 
     async def _read(self, socket: RelaySocket, session: Session) -> None:
-        listener, url, loop = self._listener, self.url, asyncio.get_running_loop()
-        in_burst = 0
+        loop = asyncio.get_running_loop()
         while True:
-            frame = await socket.recv()
+            frames = await socket.receive(BURST)
             self._last_heard = now = loop.time()
-            heard = session.receive(frame, now)
-            match heard:
-                case EventMessage():
-                    if self._sink is not None:
-                        reason = self._sink.offer(heard.event, url)
-                        if reason is not None:
-                            self.counters.drop(reason)
-                case Answer():
-                    listener.answered(self.canonical, heard)
-                case EoseMessage():
-                    self._caught_up.add(heard.subscription)
-                    self._changed()
-                case None:
-                    pass
-                case _:
-                    self._remember(heard.subscription)
-                    self._caught_up.discard(heard.subscription)
-                    self._changed()
+            for frame in frames:
+                heard = session.receive(frame, now)
+                if heard is not None:
+                    self._hear(heard)
             if session.has_output:
                 self._wake()
-            in_burst += 1
-            if in_burst >= BURST:
-                in_burst = 0
+            if len(frames) == BURST:
                 await asyncio.sleep(0)
+
+    def _hear(self, heard: Heard) -> None:
+        match heard:
+            case EventMessage():
+                if self._sink is not None:
+                    reason = self._sink.offer(heard.event, self.url)
+                    if reason is not None:
+                        self.counters.drop(reason)
+            case Answer():
+                self._listener.answered(self.canonical, heard)
+            case EoseMessage():
+                self._caught_up.add(heard.subscription)
+                self._changed()
+            case ClosedMessage():
+                self._remember(heard.subscription)
+                self._caught_up.discard(heard.subscription)
+                self._changed()
 
     # --- inside -----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The websocket under a relay connection: websockets' asyncio client with batched writes and no surprises.
+"""The websocket under a relay connection: websockets' asyncio client, reading and writing many frames at once.
 
 No compression (cheaper, and no decompression bombs), no redirects (a relay must not send us elsewhere), no
 logging (it would hold what strangers wrote). asyncio and uvloop set TCP_NODELAY on every TCP transport themselves.
@@ -6,16 +6,19 @@ logging (it would hold what strangers wrote). asyncio and uvloop set TCP_NODELAY
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import ssl
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, Final
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.protocol import State
+from websockets.frames import DATA_OPCODES, Frame, Opcode
+from websockets.protocol import Event, State
 
 from pylon.net.dialer import Dialer, DialRefused
 from pylon.net.urls import parse_target
@@ -26,7 +29,9 @@ RELAY_SCHEMES: Final = frozenset({"ws", "wss"})
 
 _CLOSE_TIMEOUT_S: Final = 1.0
 _WRITE_HIGH_BYTES: Final = 256 * 1024
-_READ_HIGH_FRAMES: Final = 64
+_READ_HIGH_MESSAGES: Final = 64
+_READ_LOW_MESSAGES: Final = 16
+_MAX_FRAGMENTS: Final = 1024
 _MESSAGE_TOO_BIG: Final = 1009
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -39,12 +44,73 @@ def _nothing() -> None:
 
 
 class RelaySocket(ClientConnection):
-    """A client connection that writes many frames at once and tells when its peer does not drain."""
+    """A client connection that reads and writes many messages at once and tells when its peer does not drain.
+
+    Messages are read by `receive`; `recv` and iteration see none.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stalled_since: float | None = None
         self.on_room: Callable[[], None] = _nothing
+        self._arrived: deque[str | bytes] = deque()
+        self._fragments: list[Frame] = []
+        self._reader: asyncio.Future[None] | None = None
+        self._reading = True
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    async def receive(self, at_most: int) -> list[str | bytes]:
+        """Return the messages that have arrived, in order, waiting for the first; text as `str`.
+
+        `recv` costs 10 µs a message here, this 2. Raises `ConnectionClosed` when all were read and there will be no
+        more. What is not read holds up the peer.
+        """
+        while not self._arrived:
+            if self.state is State.CLOSED:
+                await self.recv()  # says how it was closed
+            self._reader = self.loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        messages = [self._arrived.popleft() for _ in range(min(at_most, len(self._arrived)))]
+        if not self._reading and len(self._arrived) <= _READ_LOW_MESSAGES:
+            self._reading = True
+            self.transport.resume_reading()
+        return messages
+
+    def process_event(self, event: Event) -> None:
+        """Keep a message that is complete; leave everything else to websockets."""
+        if not isinstance(event, Frame) or event.opcode not in DATA_OPCODES:
+            super().process_event(event)
+            return
+        if event.fin and not self._fragments:
+            opcode, data = event.opcode, event.data
+        else:  # websockets has checked their order, and bounds the size of them all
+            self._fragments.append(event)
+            if not event.fin:
+                if len(self._fragments) >= _MAX_FRAGMENTS:
+                    self.abort()
+                return
+            opcode, data = self._fragments[0].opcode, b"".join(each.data for each in self._fragments)
+            self._fragments.clear()
+        self._arrived.append(_text_or_bytes(data) if opcode is Opcode.TEXT else bytes(data))
+        if len(self._arrived) > _READ_HIGH_MESSAGES and self._reading:
+            self._reading = False
+            self.transport.pause_reading()
+        self._wake_reader()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let the reader know that nothing more comes."""
+        super().connection_lost(exc)
+        self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    # --- writing ----------------------------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
         """Note that the transport's buffer is full."""
@@ -69,8 +135,16 @@ class RelaySocket(ClientConnection):
         self.transport.write(b"".join(self.protocol.data_to_send()))
 
     def abort(self) -> None:
-        """Drop the connection without a farewell; `recv` raises."""
+        """Drop the connection without a farewell; `receive` raises."""
         self.transport.abort()
+
+
+def _text_or_bytes(data: bytes | bytearray | memoryview) -> str | bytes:
+    """Return text; as bytes, which nobody takes for a message, when it is not UTF-8."""
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError:
+        return bytes(data)
 
 
 class _Connect(connect):
@@ -108,7 +182,6 @@ async def _open(url: str, config: PoolConfig, **options: Any) -> RelaySocket:
         ping_timeout=config.pong_timeout_s,
         close_timeout=_CLOSE_TIMEOUT_S,
         max_size=max(config.hard_frame_bytes, config.max_frame_bytes),
-        max_queue=_READ_HIGH_FRAMES,
         write_limit=_WRITE_HIGH_BYTES,
         logger=_silent,
         create_connection=RelaySocket,
