@@ -75,7 +75,7 @@ class EchoBackend:
         if request.model not in self._config.models:
             raise ModelMissing(f"{self.name} does not list the model {printable(request.model)}")
         prompt = next((message.content for message in reversed(request.messages) if message.role == "user"), "")
-        words: list[str] = _WORD.findall(_before_stop(prompt, request.stop))
+        words: list[str] = _WORD.findall(_before_stop(prompt, request.stop) if request.stop else prompt)
         output = words[: request.max_tokens]
         for piece in _pieces(output, self._config.steps):
             if self._config.delay_s:

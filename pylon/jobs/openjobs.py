@@ -45,13 +45,10 @@ class OpenJobs:
         """Add a job, or replace what was known of it."""
         before = self._jobs.get(job.id)
         self._jobs[job.id] = job
-        # Most steps change neither: a job that goes from queued to running keeps its place.
-        if before is not None and (_has_place(before), _may_be_paid(before)) == (
-            _has_place(job),
-            _may_be_paid(job),
-        ):
-            return
         if before is not None:
+            # Most steps change neither: a job that goes from queued to running keeps its place.
+            if _has_place(before) == _has_place(job) and _may_be_paid(before) == _may_be_paid(job):
+                return
             self._count(before, -1)
         self._count(job, 1)
 

@@ -37,6 +37,8 @@ from pylon.store.tx import Tx
 
 _FINISHED_MONEY: Final = frozenset({Money.NONE, Money.VOID, Money.SETTLED, Money.REFUND_DUE})
 NO_BOOKS: Final = Books(0, 0, 0, 0)
+_TOLD_BY_WALLETS: Final = frozenset({facts.Paid, facts.PaidShort, facts.InvoiceDead})
+_NOTHING_TO_STORE: Final = frozenset({do.Announce, do.Enqueue, do.StopWork})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Recorder:
         effects: list[do.Effect] = []
         entries = []
         for fact in news:
-            if _is_old(tx, fact):
+            if type(fact) in _TOLD_BY_WALLETS and _is_old(tx, fact):
                 continue
             done = life.step(job, fact, self._config.rules)
             effects += done.effects
@@ -121,14 +123,21 @@ class Recorder:
         has_money = job.money is not Money.NONE
         old = books_of(before, tx.settlements_of(job.id)) if has_money and before is not None else NO_BOOKS
         for effect in moved.effects:
-            self._store_effect(tx, moved, effect, now)
+            if type(effect) not in _NOTHING_TO_STORE:  # the states say it
+                self._store_effect(tx, moved, effect, now)
         if has_money:
             moved.books = books_of(job, tx.settlements_of(job.id)) - old
         return moved
 
     def _store_effect(self, tx: Tx, moved: Moved, effect: do.Effect, now: int) -> None:
         job = moved.job
-        match effect:
+        match effect:  # the most frequent first
+            case do.BeginAttempt(number):
+                tx.begin_attempt(job.id, number, now)
+            case do.EndAttempt(number, outcome, usage):
+                tx.end_attempt(_ended(job.id, number, now, outcome, usage))
+            case do.DeliverResult(event_id, event_json):
+                self._send(tx, moved, OutboxTopic.RESULT, event_id=event_id, event_json=event_json, now=now)
             case do.WantInvoice() | do.OpenInvoice() | do.RetireInvoice() | do.CloseInvoices():
                 self._store_invoice(tx, moved, effect, now)
             case do.EndInvoice(payment_hash):
@@ -138,12 +147,6 @@ class Recorder:
                 tx.end_invoice(payment_hash, InvoiceState.PAID)
             case do.Earn():
                 tx.earn(job.id, job.price_msats)
-            case do.BeginAttempt(number):
-                tx.begin_attempt(job.id, number, now)
-            case do.EndAttempt(number, outcome, usage):
-                tx.end_attempt(_ended(job.id, number, now, outcome, usage))
-            case do.DeliverResult(event_id, event_json):
-                self._send(tx, moved, OutboxTopic.RESULT, event_id=event_id, event_json=event_json, now=now)
             case do.Say(status) if status is FeedbackStatus.SUCCESS and not self._config.success_feedback:
                 pass
             case do.Say():
@@ -158,7 +161,7 @@ class Recorder:
                     until=effect.invoice.expires_at if effect.invoice else None,
                 )
             case do.Announce() | do.Enqueue() | do.StopWork():
-                pass  # nothing to store: the states say it
+                raise AssertionError("nothing to store")
             case _:
                 assert_never(effect)
 
@@ -278,4 +281,4 @@ def _ended(job_id: str, number: int, now: int, outcome: str, usage: facts.Usage 
 
 
 def _entry(what: str, job: Job) -> str:
-    return f"{what} -> {job.work.value}/{job.money.value}"
+    return f"{what} -> {job.work}/{job.money}"

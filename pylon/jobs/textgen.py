@@ -34,6 +34,7 @@ _WHOLE: Final = re.compile(r"[0-9]{1,12}", re.ASCII)
 _DECIMAL: Final = re.compile(r"-?(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:[eE][+-]?[0-9]{1,2})?", re.ASCII)
 _OUTPUTS: Final = frozenset({"text/plain", "text/markdown", "text/*", "*/*"})
 
+
 @dataclass(frozen=True, slots=True)
 class TextGeneration:
     """What a customer asks for. None means that the customer leaves it to the model or the operator."""

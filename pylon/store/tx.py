@@ -12,7 +12,7 @@ it: the process holds the only writer, and the version check in SQL stands behin
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from pylon.store import rows
@@ -51,7 +51,7 @@ class Tx:
         self._numbers: dict[str, int] = {}  # of those, and of whatever this group touched
         self._touched: set[str] = set()
         self._pending: dict[str, tuple[int, str, OutboxTopic]] = {}
-        self._undo: list[Callable[[], object]] = []
+        self._undo: list[tuple[dict[str, Any], str, Any]] = []  # a memory, a key, what was there (None: nothing)
         self._next_job = self._next("jobs")
         self._next_item = self._next("outbox")
         self._next_entry = self._next("journal", "seq")
@@ -89,7 +89,11 @@ class Tx:
         self._saves.clear()
         self._batch.clear()
         while self._undo:
-            self._undo.pop()()
+            memory, key, before = self._undo.pop()
+            if before is None:
+                memory.pop(key, None)
+            else:
+                memory[key] = before
         self._let_go()
 
     def _let_go(self) -> None:
@@ -136,11 +140,7 @@ class Tx:
         self._remember(after)
 
     def _remember(self, job: Job) -> None:
-        before = self._jobs.get(job.id)
-        if before is None:
-            self._undo.append(lambda: self._jobs.pop(job.id, None))
-        else:
-            self._undo.append(lambda: self._jobs.__setitem__(job.id, before))
+        self._undo.append((self._jobs, job.id, self._jobs.get(job.id)))
         self._touched.add(job.id)
         if job.purge_at is None:
             self._jobs[job.id] = job
@@ -356,7 +356,7 @@ class Tx:
         """Store a signed event that must be published."""
         number, self._next_item = self._next_item, self._next_item + 1
         self._pending[item.event_id] = (number, item.job_id, item.topic)
-        self._undo.append(lambda: self._pending.pop(item.event_id, None))
+        self._undo.append((self._pending, item.event_id, None))
         self._batch.insert(rows.INSERT_OUTBOX, (number, self._number(item.job_id), *rows.outbox_row(item)))
 
     def end_outbox(self, event_id: str, state: OutboxState) -> tuple[str, OutboxTopic] | None:
@@ -365,8 +365,8 @@ class Tx:
         if item is None:
             return None
         number, job_id, topic = item
-        self._undo.append(lambda: self._pending.__setitem__(event_id, item))
-        self._batch.later(rows.UPDATE_OUTBOX, (number, state.value))
+        self._undo.append((self._pending, event_id, item))
+        self._batch.later(rows.UPDATE_OUTBOX, (number, str(state)))
         return job_id, topic
 
     def pending_outbox(self) -> list[OutboxItem]:
