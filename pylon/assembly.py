@@ -10,14 +10,14 @@ from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs import facts
 from pylon.jobs.cashier import CashierConfig
-from pylon.jobs.catalogue import Offer
+from pylon.jobs.catalogue import Offer, Route
 from pylon.jobs.intake import IntakeConfig
+from pylon.jobs.lanes import RunnerConfig
 from pylon.jobs.lifecycle import Rules
 from pylon.jobs.policy import IntakePolicy
 from pylon.jobs.ports import Backend, Clock, Wallet
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import RecorderConfig
-from pylon.jobs.runner import RunnerConfig
 from pylon.nostr.keys import SecretKey
 from pylon.paths import Paths
 from pylon.relays.state import PoolConfig
@@ -69,6 +69,7 @@ def make_offers(settings: Settings) -> tuple[Offer, ...]:
             default_output_tokens=model.unasked_output_tokens,
             context_tokens=model.context_tokens,
             slots=slots[model.backend],
+            also=tuple(Route(backend, name, slots[backend]) for backend, name in model.routes[1:]),
         )
         for model in settings.models
     )
@@ -78,7 +79,7 @@ def make_backends(settings: Settings, paths: Paths) -> dict[str, Backend]:
     """Return the configured backends by name, none of them running yet."""
     made: dict[str, Backend] = {}
     for each in settings.backends:
-        sold = tuple(model.name_at_backend for model in settings.models if model.backend == each.name)
+        sold = tuple(name for model in settings.models for backend, name in model.routes if backend == each.name)
         match each:
             case OpenAIBackendSettings():
                 made[each.name] = OpenAIBackend(

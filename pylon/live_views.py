@@ -151,15 +151,19 @@ class LiveViews:
 
     def _backend_line(self, backend: Backend) -> BackendLine:
         state = backend.state()
-        lanes = [lane for lane in self._parts.runner.lanes.values() if lane.backend is backend]
+        runner = self._parts.runner
+        places = [place for lane in runner.lanes.values() for place in lane.places if place.backend is backend]
+        detail = state.detail
+        if (open_s := runner.circuit_open_s(state.name)) > 0:
+            detail = f"fails too often: left alone for {open_s:.0f} s more" + (f" ({detail})" if detail else "")
         return BackendLine(
             name=state.name,
             kind=state.kind,
             health=state.health.value,
-            detail=state.detail,
+            detail=detail,
             models=tuple(model.name for model in state.models),
-            slots=sum(lane.offer.slots for lane in lanes),
-            busy=sum(lane.busy for lane in lanes),
+            slots=sum(place.route.slots for place in places),
+            busy=sum(place.busy for place in places),
         )
 
     def _wallet_line(self) -> WalletLine | None:
@@ -169,13 +173,13 @@ class LiveViews:
         return WalletLine(kind=state.kind, ready=state.ready, detail=state.detail, network=state.network)
 
     def _queue_line(self, lane: Lane) -> QueueLine:
-        open_jobs = [job for job in self._parts.engine.open_jobs if (job.backend, job.model) == lane.key]
+        open_jobs = [job for job in self._parts.engine.open_jobs if job.model == lane.offer.name]
         return QueueLine(
-            backend=lane.offer.backend,
+            backend=_backends_of(lane),
             model=lane.offer.name,
             queued=sum(job.work is Work.QUEUED for job in open_jobs),
             running=sum(job.work is Work.RUNNING for job in open_jobs),
-            slots=lane.offer.slots,
+            slots=lane.slots,
             reserved=sum(job.work is Work.AWAITING_PAYMENT for job in open_jobs),
         )
 
@@ -203,16 +207,24 @@ def _relay_line(state: RelayState) -> RelayLine:
 
 def _model_line(lane: Lane) -> ModelLine:
     offer = lane.offer
-    names = {model.name for model in lane.backend.state().models}
+    available = any(
+        place.state.health is BackendHealth.READY
+        and place.backend_model in {model.name for model in place.state.models}
+        for place in lane.places
+    )
     return ModelLine(
         name=offer.name,
-        backend=offer.backend,
+        backend=_backends_of(lane),
         base_msats=offer.price.base_msats,
         per_1k_input_msats=offer.price.input_msats_per_1k,
         per_1k_output_msats=offer.price.output_msats_per_1k,
         aliases=offer.aliases,
-        available=lane.ready and offer.backend_model in names,
+        available=available,
     )
+
+
+def _backends_of(lane: Lane) -> str:
+    return ", ".join(place.name for place in lane.places)
 
 
 def _size(path: Path) -> int:

@@ -18,9 +18,9 @@ from pylon.jobs import facts
 from pylon.jobs.cashier import CashierConfig
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.intake import IntakeConfig
+from pylon.jobs.lanes import RunnerConfig
 from pylon.jobs.ports import Backend, Wallet
 from pylon.jobs.recorder import RecorderConfig
-from pylon.jobs.runner import RunnerConfig
 from pylon.nostr.keys import SecretKey
 from pylon.paths import paths_under
 from pylon.relays.state import PoolConfig
@@ -241,6 +241,7 @@ EVERYTHING: dict[str, Any] = {
             "aliases": ["a", "b"],
             "backend": "o",
             "backend_model": "m-at-o",
+            "also_on": ["l=m-at-l", "e"],
             "base_msats": 1,
             "input_msats_per_1k": 2,
             "output_msats_per_1k": 3,
@@ -327,6 +328,10 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "models.0.aliases": lambda made: list(made.offers[0].aliases),
     "models.0.backend": lambda made: made.offers[0].backend,
     "models.0.backend_model": lambda made: made.offers[0].backend_model,
+    "models.0.also_on": lambda made: [
+        route.backend if route.backend_model == "m-at-o" else f"{route.backend}={route.backend_model}"
+        for route in made.offers[0].also
+    ],
     "models.0.base_msats": lambda made: made.offers[0].price.base_msats,
     "models.0.input_msats_per_1k": lambda made: made.offers[0].price.input_msats_per_1k,
     "models.0.output_msats_per_1k": lambda made: made.offers[0].price.output_msats_per_1k,
@@ -435,5 +440,5 @@ def test_what_is_left_out_has_sensible_values(tmp_path: Path) -> None:
 
 def test_a_backend_is_told_what_is_sold_of_it(tmp_path: Path) -> None:
     made = make(settings(**EVERYTHING), tmp_path)
-    assert config_of(made.backends["l"]).model_name == "n"
-    assert config_of(made.backends["e"]).models == ("x",)
+    assert config_of(made.backends["l"]).model_name == "m-at-l"
+    assert config_of(made.backends["e"]).models == ("m-at-o", "x")

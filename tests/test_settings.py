@@ -307,6 +307,11 @@ def test_only_one_identity_can_be_set_in_one_place(tmp_path: Path) -> None:
     assert load(tmp_path, env={"PYLON_NSEC": NSEC, "PYLON_IDENTITY__NSEC": NSEC}).settings.identity.nsec
 
 
+def test_a_flag_into_a_table_that_is_none_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"backends\.0\.name: what backends\.0 is set to is no table"):
+        merge_settings(None, {}, {"backends": [None], "backends.0.name": "x"}, {})
+
+
 # --- anything at all ------------------------------------------------------------------------------------------
 
 _KEYS = [

@@ -9,11 +9,20 @@ from pylon.jobs.pricing import Price
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """One way to serve a model: `backend_model` is its name on the backend; so many requests at once."""
+
+    backend: str
+    backend_model: str
+    slots: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """One model for sale. `backend_model` is its name on the backend; `name` is what customers ask for.
 
-    `max_output_tokens` is the most a customer may ask for, `default_output_tokens` what is generated unasked;
-    `context_tokens` overrides what the backend says about its context.
+    `also` are further backends that serve the very same model. `max_output_tokens` is the most a customer may ask
+    for, `default_output_tokens` what is generated unasked; `context_tokens` overrides what the backends say.
     """
 
     name: str
@@ -25,6 +34,12 @@ class Offer:
     default_output_tokens: int = 512
     context_tokens: int | None = None
     slots: int = 1
+    also: tuple[Route, ...] = ()
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """Every backend that serves the model, in the order of the settings."""
+        return (Route(self.backend, self.backend_model, self.slots), *self.also)
 
 
 class Catalogue:

@@ -69,7 +69,17 @@ class InvoiceDead:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A slot is free and the attempt begins."""
+    """A slot is free and the attempt begins, on `backend` (by default the one that the job names)."""
+
+    backend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rerouted:
+    """Attempt `attempt` goes on at `backend`: the one before failed it before its first token."""
+
+    attempt: int
+    backend: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,7 @@ Fact = (
     | PaidShort
     | InvoiceDead
     | Started
+    | Rerouted
     | PartialSent
     | Output
     | AttemptFailed

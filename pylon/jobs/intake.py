@@ -31,7 +31,7 @@ from pylon.jobs.policy import (
     check_times,
     job_deadline,
 )
-from pylon.jobs.ports import Backend, BackendHealth, Clock, Publisher
+from pylon.jobs.ports import Backend, BackendHealth, BackendState, Clock, Publisher
 from pylon.jobs.pricing import Quote, check_bid, input_token_bound, quote
 from pylon.jobs.recorder import Moved
 from pylon.jobs.runner import Runner
@@ -204,7 +204,7 @@ class Intake:
             limit = policy.requests_per_customer_per_minute
             raise _Refused(Denial(ErrorPrefix.RATE_LIMITED, f"at most {limit} requests a minute: wait"))
         offer = self._find_offer(asked)
-        load = self._engine.open_jobs.load((offer.backend, offer.name), event.pubkey)
+        load = self._engine.open_jobs.load(offer.name, event.pubkey)
         _refuse_if(check_load(load, policy, prepaid=self._config.mode is facts.Mode.PREPAY))
         _refuse_if(check_prompt(asked.texts, policy))
         input_tokens = input_token_bound(asked.texts)
@@ -227,12 +227,18 @@ class Intake:
         offer = self._catalogue.find(asked.model)
         if offer is None:
             raise _Refused(Denial(ErrorPrefix.UNSUPPORTED_MODEL, "the model asked for is not offered here"))
-        state = self._backends(offer.backend).state()
-        if state.health is BackendHealth.DOWN:
-            raise _Refused(Denial(ErrorPrefix.BACKEND_UNAVAILABLE, "the model's server is down: try later"))
-        if state.models and all(model.name != offer.backend_model for model in state.models):
-            raise _Refused(Denial(ErrorPrefix.BACKEND_UNAVAILABLE, "the model's server does not have it now"))
+        if not self._runner.can_serve(offer.name):
+            raise _Refused(Denial(ErrorPrefix.BACKEND_UNAVAILABLE, self._unable(offer)))
         return offer
+
+    def _unable(self, offer: Offer) -> str:
+        """Return why no backend of an offer can serve, fit for the customer."""
+        states = [self._backends(route.backend).state() for route in offer.routes]
+        if all(state.health is BackendHealth.DOWN for state in states):
+            return "the model's server is down: try later"
+        if any(state.models for state in states) and not any(_lists(state, offer) for state in states):
+            return "the model's server does not have it now"
+        return "the model's server keeps failing: try later"
 
     def _max_tokens(self, asked: TextGeneration, offer: Offer, prompt: int) -> int:
         """Return how much output is priced: what was asked for if it surely fits, never silently less."""
@@ -254,8 +260,14 @@ class Intake:
     def _context(self, offer: Offer) -> int | None:
         if offer.context_tokens is not None:
             return offer.context_tokens
-        models = self._backends(offer.backend).state().models
-        return next((model.context_tokens for model in models if model.name == offer.backend_model), None)
+        # A job may run on any of them: the smallest context is what can be promised.
+        contexts = [
+            model.context_tokens
+            for route in offer.routes
+            for model in self._backends(route.backend).state().models
+            if model.name == route.backend_model and model.context_tokens is not None
+        ]
+        return min(contexts, default=None)
 
     def _quote(self, offer: Offer, input_tokens: int, max_tokens: int) -> Quote:
         quoted = quote(offer.price, input_tokens, max_tokens)
@@ -269,11 +281,12 @@ class Intake:
         request, offer = order.request, order.offer
         mode = self._config.mode if order.quoted.amount_msats else facts.Mode.FREE
         deadline_at = job_deadline(int(now), self._config.job_timeout_s, request.expires_at)
+        backend = self._runner.try_take(offer.name) if mode is facts.Mode.FREE else None
         job = Job(
             id=request.id,
             customer=request.customer,
             kind=request.kind,
-            backend=offer.backend,
+            backend=backend or offer.backend,
             model=offer.name,
             price_msats=order.quoted.amount_msats,
             max_tokens=order.max_tokens,
@@ -281,29 +294,27 @@ class Intake:
             deadline_at=deadline_at,
             relays=request.relays[: self._config.customer_relays],
         )
-        lane = (offer.backend, offer.name)
-        start = mode is facts.Mode.FREE and self._runner.try_take(lane)
         self._pending += 1
 
         def done(moved: Moved | None) -> None:
             self._pending -= 1
             if moved is None:
                 self.counters.add(Drop.DUPLICATE)
-                if start:
-                    self._runner.give_back(lane)
+                if backend is not None:
+                    self._runner.give_back(offer.name, backend)
             else:
                 self.accepted += 1
 
         def failed(error: BaseException) -> None:
             self._pending -= 1
-            if start:
-                self._runner.give_back(lane)
+            if backend is not None:
+                self._runner.give_back(offer.name, backend)
             log.error("job not stored", job=job.id, error=f"{type(error).__name__}: {error}")
             denial = Denial(ErrorPrefix.INTERNAL, "the job could not be stored: ask again later")
             self._refuse(request.event, addressed_to(request.event, self._key.public_hex), denial, None, now)
 
         text = TextJob(request.event, order.asked)
-        self._engine.accept(job, text, mode, start=start, done=done, failed=failed)
+        self._engine.accept(job, text, mode, start=backend is not None, done=done, failed=failed)
 
     def _refuse(self, event: Event, address: Address, denial: Denial, amount_msats: int | None, now: float) -> None:
         self.counters.add(denial.prefix)
@@ -321,3 +332,8 @@ class Intake:
 def _refuse_if(denial: Denial | None) -> None:
     if denial is not None:
         raise _Refused(denial)
+
+
+def _lists(state: BackendState, offer: Offer) -> bool:
+    names = {route.backend_model for route in offer.routes if route.backend == state.name}
+    return any(model.name in names for model in state.models)

@@ -4,48 +4,120 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
-from pylon.jobs.catalogue import Offer
-from pylon.jobs.openjobs import LaneKey
+from pylon.jobs.catalogue import Offer, Route
 from pylon.jobs.policy import OutputBudget
-from pylon.jobs.ports import Backend, BackendHealth
+from pylon.jobs.ports import Backend, BackendState
+from pylon.jobs.router import Circuit, CircuitRule
 from pylon.nostr.event import Event
 from pylon.store.records import Job
 from pylon.tasks import Worker
 
-_SPEED_MEMORY: Final = 0.2  # how much the newest attempt weighs in the estimate of a lane's speed
+_MEMORY: Final = 0.2  # how much the newest attempt weighs in what was measured
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerConfig:
+    """What running needs of the settings; times in seconds. `limit_bytes` is the largest frame relays take."""
+
+    limit_bytes: int = 65_536
+    partial_interval_s: float = 0.5
+    partial_min_chars: int = 16
+    retry_delay_s: float = 1.0
+    health_interval_s: float = 5.0
+    health_interval_down_s: float = 1.0
+    announce_after_s: float = 0.2
+    circuit: CircuitRule = field(default_factory=CircuitRule)
+    relay_hint: str = ""
 
 
 @dataclass(slots=True)
-class Lane:
-    """The queue and the slots of one model on one backend."""
+class Place:
+    """The slots of one model on one backend, and how fast it is there. See `router.Candidate`."""
 
-    offer: Offer
+    route: Route
     backend: Backend
-    queue: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    circuit: Circuit  # the backend's, shared with the other models that it serves
     busy: int = 0
-    attempt_s: float | None = None  # how long an attempt takes of late
+    first_token_s: float | None = None
+    token_s: float | None = None
 
     @property
-    def key(self) -> LaneKey:
-        """The lane's name: backend and offered model."""
-        return (self.offer.backend, self.offer.name)
+    def name(self) -> str:
+        """The backend's name."""
+        return self.route.backend
+
+    @property
+    def backend_model(self) -> str:
+        """The model's name there."""
+        return self.route.backend_model
+
+    @property
+    def state(self) -> BackendState:
+        """What is known of the backend without asking."""
+        return self.backend.state()
 
     @property
     def free(self) -> int:
         """How many slots are free."""
-        return self.offer.slots - self.busy
+        return self.route.slots - self.busy
+
+    def measured(self, first_token_s: float, rest_s: float, tokens: int) -> None:
+        """Take an attempt of `tokens` output tokens into what is known of the place's speed."""
+        self.first_token_s = _mixed(self.first_token_s, first_token_s)
+        if tokens > 1:
+            self.token_s = _mixed(self.token_s, rest_s / (tokens - 1))
+
+    def longest_s(self, max_tokens: int) -> float | None:
+        """Return what an attempt takes that uses all its tokens; None before any was measured."""
+        if self.first_token_s is None or self.token_s is None:
+            return None
+        return self.first_token_s + max_tokens * self.token_s
+
+
+@dataclass(slots=True)
+class Lane:
+    """The queue of one model, and the places where it is served."""
+
+    offer: Offer
+    places: tuple[Place, ...]
+    queue: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    attempt_s: float | None = None  # how long an attempt takes of late
+
+    @property
+    def busy(self) -> int:
+        """How many slots are taken."""
+        return sum(place.busy for place in self.places)
+
+    @property
+    def slots(self) -> int:
+        """How many jobs may run at once."""
+        return sum(place.route.slots for place in self.places)
+
+    def place(self, backend: str) -> Place | None:
+        """Return the place on a backend of this name."""
+        return next((place for place in self.places if place.name == backend), None)
 
     def ran(self, took_s: float) -> None:
         """Take an attempt's duration into the estimate of the lane's speed."""
-        before = took_s if self.attempt_s is None else self.attempt_s
-        self.attempt_s = before + _SPEED_MEMORY * (took_s - before)
+        self.attempt_s = _mixed(self.attempt_s, took_s)
 
-    @property
-    def ready(self) -> bool:
-        """Whether the backend can work now."""
-        return self.backend.state().health is BackendHealth.READY
+    def eta_s(self, max_tokens: int) -> int:
+        """Estimate how long one more job takes, those before it included; 0 before any was run.
+
+        The work itself takes as long as others did of late, but no longer than its own tokens can take.
+        """
+        if self.attempt_s is None:
+            return 0
+        longest = min((each for place in self.places if (each := place.longest_s(max_tokens))), default=inf)
+        waits_s = (self.busy + len(self.queue)) // self.slots * self.attempt_s
+        return max(1, round(waits_s + min(self.attempt_s, longest)))
+
+
+def _mixed(before: float | None, newest: float) -> float:
+    return newest if before is None else before + _MEMORY * (newest - before)
 
 
 @dataclass(slots=True)
@@ -55,6 +127,7 @@ class Attempt:
     job: Job
     event: Event
     lane: Lane
+    place: Place
     started: float
     budget: OutputBudget
     parts: list[str] = field(default_factory=list)
@@ -74,6 +147,7 @@ class Run:
     """An attempt that is on its backend, as the others see it."""
 
     job: Job
+    place: Place
     started: float
     worker: Worker | None = None
     announced: bool = False

@@ -124,7 +124,15 @@ def _started(job: Job, fact: facts.Started, rules: Rules) -> Step:
     if job.work is not Work.QUEUED:
         return _nothing(job)
     number = job.attempts + 1
-    return _move(job, do.BeginAttempt(number), do.Announce(), work=Work.RUNNING, attempts=number)
+    backend = fact.backend or job.backend
+    begun = do.BeginAttempt(number), do.Announce()
+    return _move(job, *begun, work=Work.RUNNING, attempts=number, backend=backend)
+
+
+def _rerouted(job: Job, fact: facts.Rerouted, rules: Rules) -> Step:
+    if job.work is not Work.RUNNING or fact.attempt != job.attempts:
+        return _nothing(job)
+    return _move(job, backend=fact.backend)
 
 
 def _partial_sent(job: Job, fact: facts.PartialSent, rules: Rules) -> Step:
@@ -225,6 +233,7 @@ _HANDLERS: Final[dict[type, Callable[[Job, Any, Rules], Step]]] = {
     facts.PaidShort: _paid_short,
     facts.InvoiceDead: _invoice_dead,
     facts.Started: _started,
+    facts.Rerouted: _rerouted,
     facts.PartialSent: _partial_sent,
     facts.Output: _output,
     facts.AttemptFailed: _attempt_failed,

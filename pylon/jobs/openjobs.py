@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final, TypeVar
+from typing import Final
 
 from pylon.jobs.policy import Load
 from pylon.store.records import ENDED, Job, Money, Work
-
-K = TypeVar("K")
-
-LaneKey = tuple[str, str]
-"""A backend's name and an offered model's name: what shares slots and a queue."""
 
 _MAY_BE_PAID: Final = frozenset({Money.INVOICED, Money.CANCELLING})
 
@@ -26,7 +21,7 @@ class OpenJobs:
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
-        self._lane: Counter[LaneKey] = Counter()
+        self._lane: Counter[str] = Counter()  # by the offered model's name
         self._customer: Counter[str] = Counter()
         self._invoices: Counter[str] = Counter()
         self._invoices_in_all = 0
@@ -58,10 +53,10 @@ class OpenJobs:
         if job is not None:
             self._count(job, -1)
 
-    def load(self, lane: LaneKey, customer: str) -> Load:
-        """Return how full a lane is, and how much of it all is one customer's."""
+    def load(self, model: str, customer: str) -> Load:
+        """Return how full a model's lane is, and how much of it all is one customer's."""
         return Load(
-            queued=self._lane[lane],
+            queued=self._lane[model],
             queued_of_customer=self._customer[customer],
             open_invoices=self._invoices_in_all,
             open_invoices_of_customer=self._invoices[customer],
@@ -69,7 +64,7 @@ class OpenJobs:
 
     def _count(self, job: Job, by: int) -> None:
         if _has_place(job):
-            _add(self._lane, (job.backend, job.model), by)
+            _add(self._lane, job.model, by)
             _add(self._customer, job.customer, by)
         if _may_be_paid(job):
             _add(self._invoices, job.customer, by)
@@ -85,7 +80,7 @@ def _may_be_paid(job: Job) -> bool:
     return job.work is Work.AWAITING_PAYMENT or job.money in _MAY_BE_PAID
 
 
-def _add(counter: Counter[K], key: K, by: int) -> None:
+def _add(counter: Counter[str], key: str, by: int) -> None:
     counter[key] += by
     if not counter[key]:
         del counter[key]  # strangers choose these keys: none may stay behind

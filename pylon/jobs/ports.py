@@ -74,10 +74,14 @@ Chunk = Delta | Finished
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model that a backend really lists. `context_tokens` is what one request may use, None when unknown."""
+    """A model that a backend really lists. `context_tokens` is what one request may use, None when unknown.
+
+    `loaded` tells whether it is in memory, where the backend says so.
+    """
 
     name: str
     context_tokens: int | None = None
+    loaded: bool | None = None
 
 
 class BackendError(Exception):

@@ -1,16 +1,14 @@
-"""Runs jobs: one lane per (backend, model), as many attempts at once as the lane has slots.
+"""Runs jobs: one lane a model, with slots on each backend that serves it; `router` says which one is next.
 
-A slot is taken before the attempt is committed and given back when it ends, however it ends. The attempt streams
-from the backend, sends partials at a bounded rate, counts the output against what fits a relay, signs the result
-and reports it to the engine; what became of it is the engine's word alone.
+A slot is taken before the attempt is committed and given back when it ends, however it ends. A backend that fails
+before its first token hands the attempt on to another one that is free. What an attempt says is `output`'s; the
+runner reports it to the engine, and what became of it is the engine's word alone.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass
 
 import anyio
 import orjson
@@ -19,8 +17,8 @@ import structlog
 from pylon.jobs import facts
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.engine import Engine
-from pylon.jobs.lanes import Attempt, Lane, Run
-from pylon.jobs.openjobs import LaneKey
+from pylon.jobs.lanes import Attempt, Lane, Place, Run, RunnerConfig
+from pylon.jobs.output import OutputWriter
 from pylon.jobs.policy import OutputBudget
 from pylon.jobs.ports import (
     Backend,
@@ -29,38 +27,19 @@ from pylon.jobs.ports import (
     BackendRefused,
     BackendUnavailable,
     Clock,
-    Delta,
-    Finished,
-    FinishReason,
-    GenerationRequest,
     ModelMissing,
     Publisher,
 )
+from pylon.jobs.router import Circuit, can_serve, choose
 from pylon.jobs.textgen import TextJob, read_text_job, to_generation
-from pylon.nostr.event import Draft, parse_event
+from pylon.nostr.event import parse_event
 from pylon.nostr.keys import SecretKey
-from pylon.nostr.nip90 import ErrorPrefix, FeedbackStatus
-from pylon.nostr.nip90_fit import fit_result
-from pylon.nostr.nip90_replies import feedback_draft, partial_draft
-from pylon.store.records import Job, Money, Work
+from pylon.nostr.nip90 import ErrorPrefix
+from pylon.store.records import Job, Work
 from pylon.tasks import Crew
 from pylon.text import printable
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerConfig:
-    """What running needs of the settings; times in seconds. `limit_bytes` is the largest frame relays take."""
-
-    limit_bytes: int = 65_536
-    partial_interval_s: float = 0.5
-    partial_min_chars: int = 16
-    retry_delay_s: float = 1.0
-    health_interval_s: float = 5.0
-    health_interval_down_s: float = 1.0
-    announce_after_s: float = 0.2
-    relay_hint: str = ""
 
 
 class Runner:
@@ -79,12 +58,11 @@ class Runner:
     ) -> None:
         self._engine = engine
         self._backends = backends
-        self._key = key
-        self._publisher = publisher
         self._config = config
-        self._clock = clock
         self._monotonic = monotonic
-        self._lanes = {(o.backend, o.name): Lane(o, backends[o.backend]) for o in offers}
+        self._writer = OutputWriter(engine, key, publisher, config, clock, monotonic)
+        self._circuits = {name: Circuit(config.circuit) for name in backends}
+        self._lanes = {offer.name: self._make_lane(offer) for offer in offers}
         self._running: dict[str, Run] = {}
         self._crew = Crew()
         self._check_now = {name: anyio.Event() for name in backends}
@@ -94,33 +72,41 @@ class Runner:
     # --- what others look at ----------------------------------------------------------------------------------
 
     @property
-    def lanes(self) -> Mapping[LaneKey, Lane]:
-        """Return the lanes by name."""
+    def lanes(self) -> Mapping[str, Lane]:
+        """Return the lanes by the offered models' names."""
         return self._lanes
+
+    def circuit_open_s(self, backend: str) -> float:
+        """Return for how long a backend gets no work because it failed too often; 0 when it gets some."""
+        return self._circuits[backend].open_for_s(self._monotonic())
+
+    def can_serve(self, model: str) -> bool:
+        """Tell whether a job may be promised: some backend that serves the model is not known to be unable."""
+        return any(can_serve(place, self._monotonic()) for place in self._lanes[model].places)
 
     def eta_s(self, job: Job) -> int:
         """Estimate how long a job takes from payment on, those before it included; 0 before any was run."""
-        lane = self._lanes.get((job.backend, job.model))
-        if lane is None or lane.attempt_s is None:
-            return 0
-        ahead = lane.busy + len(lane.queue)
-        return max(1, round((ahead // lane.offer.slots + 1) * lane.attempt_s))
+        lane = self._lanes.get(job.model)
+        return 0 if lane is None else lane.eta_s(job.max_tokens)
 
-    def try_take(self, key: LaneKey) -> bool:
-        """Take a slot for a job that would otherwise wait for nobody; it is given back with `give_back`."""
-        lane = self._lanes[key]
-        if self._draining or lane.queue or lane.free <= 0 or not lane.ready:
-            return False
-        lane.busy += 1
-        return True
+    def try_take(self, model: str) -> str | None:
+        """Take a slot for a job that would otherwise wait for nobody, and return its backend; None when there is
+        none. It is given back with `give_back`."""
+        lane = self._lanes[model]
+        if self._draining or lane.queue:
+            return None
+        place = choose(lane.places, self._monotonic())
+        if place is None:
+            return None
+        self._take(place)
+        return place.name
 
-    def give_back(self, key: LaneKey) -> None:
+    def give_back(self, model: str, backend: str) -> None:
         """Give back a slot whose attempt was never committed."""
-        lane = self._lanes[key]
-        lane.busy -= 1
-        if not lane.busy:
-            self._idle.set()
-        self._pump(lane)
+        place = self._lanes[model].place(backend)
+        assert place is not None
+        place.circuit.gave_up()
+        self._leave(self._lanes[model], place)
 
     # --- running ----------------------------------------------------------------------------------------------
 
@@ -144,7 +130,7 @@ class Runner:
 
     def enqueue(self, job: Job) -> None:
         """Put a queued job into its lane; one that failed before waits a little longer each time."""
-        lane = self._lanes.get((job.backend, job.model))
+        lane = self._lanes.get(job.model)
         if lane is None:
             self._crew.start(self._refuse, job.id, f"the model {job.model} is no longer offered")
         elif job.attempts and job.work is Work.QUEUED:
@@ -155,10 +141,11 @@ class Runner:
 
     def run_attempt(self, job: Job, text: TextJob | None) -> None:
         """Run an attempt that is committed; its slot was taken before."""
-        lane = self._lanes.get((job.backend, job.model))
-        if lane is None:
+        lane = self._lanes.get(job.model)
+        place = None if lane is None else lane.place(job.backend)
+        if lane is None or place is None:
             return  # a model that is no longer offered: `_refuse` ends the attempt
-        run = Run(job, self._monotonic())
+        run = Run(job, place, self._monotonic())
         run.worker = self._crew.start(self._attempt, lane, run, text)
         if run.worker is not None:
             self._running[job.id] = run
@@ -173,18 +160,37 @@ class Runner:
 
     # --- lanes ------------------------------------------------------------------------------------------------
 
+    def _make_lane(self, offer: Offer) -> Lane:
+        return Lane(
+            offer,
+            tuple(
+                Place(route, self._backends[route.backend], self._circuits[route.backend]) for route in offer.routes
+            ),
+        )
+
+    def _take(self, place: Place) -> None:
+        place.busy += 1
+        place.circuit.began()
+
+    def _leave(self, lane: Lane, place: Place) -> None:
+        place.busy -= 1
+        if not lane.busy:
+            self._idle.set()
+        self._pump(lane)
+
     def _pump(self, lane: Lane) -> None:
         """Start what may start."""
-        while lane.queue and lane.free > 0 and not self._draining and lane.ready:
-            if self._crew.start(self._start, lane, next(iter(lane.queue))) is None:
+        while lane.queue and not self._draining:
+            place = choose(lane.places, self._monotonic())
+            if place is None or self._crew.start(self._start, lane, place, next(iter(lane.queue))) is None:
                 return
             lane.queue.popitem(last=False)
-            lane.busy += 1
+            self._take(place)
 
-    async def _start(self, lane: Lane, job_id: str) -> None:
-        job = await self._engine.apply(job_id, facts.Started())
+    async def _start(self, lane: Lane, place: Place, job_id: str) -> None:
+        job = await self._engine.apply(job_id, facts.Started(place.name))
         if job is None or job.work is not Work.RUNNING:
-            self.give_back(lane.key)  # it was cancelled or expired on the way
+            self.give_back(lane.offer.name, place.name)  # it was cancelled or expired on the way
 
     async def _enqueue_later(self, lane: Lane, job: Job) -> None:
         await anyio.sleep(self._config.retry_delay_s * 2 ** (job.attempts - 1))
@@ -205,7 +211,7 @@ class Runner:
             ready = state.health is BackendHealth.READY
             if ready:
                 for lane in self._lanes.values():
-                    if lane.backend is backend:
+                    if lane.place(backend.name) is not None:
                         self._pump(lane)
             pause_s = self._config.health_interval_s if ready else self._config.health_interval_down_s
             with anyio.move_on_after(pause_s):
@@ -216,10 +222,11 @@ class Runner:
 
     async def _attempt(self, lane: Lane, run: Run, text: TextJob | None) -> None:
         try:
-            await self._work(lane, run.job, text)
+            await self._work(lane, run, text)
         finally:
             del self._running[run.job.id]
-            self.give_back(lane.key)
+            run.place.circuit.gave_up()
+            self._leave(lane, run.place)
 
     async def _announce(self) -> None:
         """Say `processing` for every attempt that takes a while; a result that comes at once says it all."""
@@ -229,118 +236,75 @@ class Runner:
             for run in self._running.values():
                 if not run.announced and run.started <= before:
                     run.announced = True
-                    self._publish(
-                        run.job,
-                        feedback_draft(
-                            run.job.id,
-                            run.job.customer,
-                            FeedbackStatus.PROCESSING,
-                            relay_hint=self._config.relay_hint,
-                        ),
-                    )
+                    self._writer.announce(run.job)
 
-    def _publish(self, job: Job, draft: Draft) -> None:
-        self._publisher.publish_live(draft.sign(self._key, int(self._clock())), job.relays)
+    async def _work(self, lane: Lane, run: Run, text: TextJob | None) -> None:
+        job, place, failed = run.job, run.place, set[str]()
+        while True:
+            attempt: Attempt | None = None
+            try:
+                if text is None:
+                    text = await self._load(job)
+                asked = to_generation(text.asked, place.backend_model, job.max_tokens)
+                budget = OutputBudget(self._config.limit_bytes)
+                attempt = Attempt(job, text.event, lane, place, self._monotonic(), budget)
+                output = await self._writer.write(attempt, asked)
+            except BackendError as error:
+                self._judge(place, error)
+                detail = printable(error, limit=300)
+                failed.add(place.name)
+                other = None if attempt is None or attempt.parts else self._other(lane, error, failed)
+                if other is not None:
+                    log.warning("attempt goes on elsewhere", job=job.id, backend=other.name, error=detail)
+                    if await self._move_on(lane, run, other):
+                        place = other
+                        continue
+                    return
+                log.warning("attempt failed", job=job.id, attempt=job.attempts, error=detail)
+                told = _told_to_customer(error)
+                fact = facts.AttemptFailed(job.attempts, told, retryable=error.retryable, detail=detail)
+                await self._engine.apply(job.id, fact)
+            except Exception as error:  # noqa: BLE001 - a fault of ours must end the attempt, not the daemon
+                detail = printable(f"{type(error).__name__}: {error}", limit=300)
+                log.error("attempt broke", job=job.id, error=detail)
+                broke = facts.AttemptFailed(job.attempts, "an internal error", True, ErrorPrefix.INTERNAL, detail)
+                await self._engine.apply(job.id, broke)
+            else:
+                place.circuit.succeeded()
+                # Not waited for: the slot is free for the next job while this result is stored.
+                self._engine.post(job.id, output)
+            return
 
-    async def _work(self, lane: Lane, job: Job, text: TextJob | None) -> None:
-        try:
-            if text is None:
-                text = await self._load(job)
-            asked = to_generation(text.asked, lane.offer.backend_model, job.max_tokens)
-            budget = OutputBudget(self._config.limit_bytes)
-            output = await self._generate(Attempt(job, text.event, lane, self._monotonic(), budget), asked)
-        except BackendError as error:
-            self._check_now[lane.backend.name].set()
-            detail = printable(error, limit=300)
-            log.warning("attempt failed", job=job.id, attempt=job.attempts, error=detail)
-            told = _told_to_customer(error)
-            failed = facts.AttemptFailed(job.attempts, told, retryable=error.retryable, detail=detail)
-            await self._engine.apply(job.id, failed)
-        except Exception as error:  # noqa: BLE001 - a fault of ours must end the attempt, not the daemon
-            detail = printable(f"{type(error).__name__}: {error}", limit=300)
-            log.error("attempt broke", job=job.id, error=detail)
-            broke = facts.AttemptFailed(job.attempts, "an internal error", True, ErrorPrefix.INTERNAL, detail)
-            await self._engine.apply(job.id, broke)
+    def _judge(self, place: Place, error: BackendError) -> None:
+        """Tell the circuit what an error says of the backend: its own failure is only one that may pass."""
+        if isinstance(error, BackendUnavailable):
+            place.circuit.failed(self._monotonic())
         else:
-            # Not waited for: the slot is free for the next job while this result is stored.
-            self._engine.post(job.id, output)
+            place.circuit.succeeded()
+        self._check_now[place.name].set()
+
+    def _other(self, lane: Lane, error: BackendError, failed: set[str]) -> Place | None:
+        """Return where an attempt without output may go on: a request that is refused is refused everywhere."""
+        if not isinstance(error, BackendUnavailable | ModelMissing):
+            return None
+        return choose(lane.places, self._monotonic(), without=failed)
+
+    async def _move_on(self, lane: Lane, run: Run, other: Place) -> bool:
+        """Move a run to another place, committed before that backend is called; False when the job has ended."""
+        self._take(other)
+        before, run.place = run.place, other
+        self._leave(lane, before)
+        job = await self._engine.apply(run.job.id, facts.Rerouted(run.job.attempts, other.name))
+        if job is None or job.work is not Work.RUNNING:
+            return False
+        run.job = job
+        return True
 
     async def _load(self, job: Job) -> TextJob:
         stored = await self._engine.query(lambda tx: tx.request_json(job.id))
         if stored is None:
             raise LookupError("the request's text is gone")
         return read_text_job(parse_event(orjson.loads(stored)))
-
-    async def _generate(self, attempt: Attempt, asked: GenerationRequest) -> facts.Output:
-        finished = None
-        attempt.last_partial = attempt.started
-        async with aclosing(attempt.lane.backend.generate(asked)) as chunks:
-            async for chunk in chunks:
-                if isinstance(chunk, Finished):
-                    finished = chunk
-                    break
-                await self._take(attempt, chunk)
-                if attempt.budget.exhausted:
-                    break
-        if finished is None and not attempt.budget.exhausted:
-            raise BackendUnavailable(f"{attempt.lane.backend.name} ended its answer before it was finished")
-        if finished is None:
-            # Cut where no more fits a relay's frame: what it used is estimated.
-            finished = Finished(FinishReason.LENGTH, 0, len(attempt.parts), estimated=True)
-        return self._output(attempt, finished)
-
-    async def _take(self, attempt: Attempt, chunk: Delta) -> None:
-        text = attempt.budget.take(chunk.text)
-        if not text:
-            return
-        now = self._monotonic()
-        if attempt.first_token is None:
-            attempt.first_token = now
-        attempt.parts.append(text)
-        attempt.unsent_chars += len(text)
-        due = now - attempt.last_partial >= self._config.partial_interval_s
-        if due and attempt.unsent_chars >= self._config.partial_min_chars:
-            await self._send_partial(attempt, now)
-
-    async def _send_partial(self, attempt: Attempt, now: float) -> None:
-        job = attempt.job
-        if not attempt.partials and job.money is Money.SETTLED:
-            # From the first partial on a cancelling customer's charge stands: that must be stored before it leaves.
-            await self._engine.apply(job.id, facts.PartialSent())
-        attempt.partials += 1
-        attempt.unsent_chars = 0
-        attempt.last_partial = now
-        draft = partial_draft(
-            job.id,
-            job.customer,
-            attempt.text,
-            number=attempt.partials,
-            attempt=job.attempts,
-            relay_hint=self._config.relay_hint,
-        )
-        self._publish(job, draft)
-
-    def _output(self, attempt: Attempt, finished: Finished) -> facts.Output:
-        job = attempt.job
-        draft = fit_result(
-            attempt.event,
-            attempt.text,
-            limit_bytes=self._config.limit_bytes,
-            amount_msats=job.price_msats or None,
-            relay_hint=self._config.relay_hint,
-        )
-        event = draft.sign(self._key, int(self._clock()))
-        took_s = self._monotonic() - attempt.started
-        attempt.lane.ran(took_s)
-        first_s = (attempt.first_token or attempt.started) - attempt.started
-        usage = facts.Usage(
-            prompt_tokens=finished.prompt_tokens,
-            output_tokens=finished.output_tokens,
-            estimated=finished.estimated,
-            first_token_ms=round(first_s * 1000),
-            duration_ms=round(took_s * 1000),
-        )
-        return facts.Output(job.attempts, event.id, event.to_json(), usage)
 
 
 def _told_to_customer(error: BackendError) -> str:

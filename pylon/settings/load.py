@@ -282,7 +282,10 @@ def _override(merged: Mapping[str, Any], key: str, value: object) -> dict[str, A
         index = int(rest[0])
         if index >= len(tables):
             raise SettingsError(key, f"there are {len(tables)} [[{top}]], counted from 0")
-        return {top: [{**item, rest[1]: value} if at == index else item for at, item in enumerate(tables)]}
+        if not isinstance(tables[index], Mapping):
+            raise SettingsError(key, f"what {top}.{index} is set to is no table")
+        changed = {**tables[index], rest[1]: value}
+        return {top: [changed if at == index else item for at, item in enumerate(tables)]}
     return _nested(key, value)
 
 

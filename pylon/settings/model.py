@@ -325,16 +325,23 @@ class Settings(BaseSettings):
             )
             raise KeyFault("jobs.timeout_s", fault)
         backends: set[str] = set()
-        for index, backend in enumerate(self.backends):
-            if backend.name in backends:
-                raise KeyFault(f"backends.{index}.name", f"'{backend.name}' is the name of another backend too")
-            backends.add(backend.name)
+        for index, each in enumerate(self.backends):
+            if each.name in backends:
+                raise KeyFault(f"backends.{index}.name", f"'{each.name}' is the name of another backend too")
+            backends.add(each.name)
         taken: set[str] = set()
         for index, model in enumerate(self.models):
             place = f"models.{index}"
-            if model.backend not in backends:
-                known = ", ".join(sorted(backends)) or "none, there is no [[backends]]"
-                raise KeyFault(f"{place}.backend", f"'{model.backend}' is not a backend; allowed: {known}")
+            routes: set[str] = set()
+            for key, (backend, _) in zip(
+                ("backend", *("also_on",) * len(model.also_on)), model.routes, strict=True
+            ):
+                if backend not in backends:
+                    known = ", ".join(sorted(backends)) or "none, there is no [[backends]]"
+                    raise KeyFault(f"{place}.{key}", f"'{backend}' is not a backend; allowed: {known}")
+                if backend in routes:
+                    raise KeyFault(f"{place}.{key}", f"'{backend}' serves this model already")
+                routes.add(backend)
             if self.payment.mode is PaymentMode.PREPAY and not model.has_price:
                 raise KeyFault(f"{place}.base_msats", 'no price is set; set one, or payment.mode = "free"')
             for key, name in (("name", model.name), *(("aliases", alias) for alias in model.aliases)):

@@ -92,6 +92,12 @@ class ModelSettings(Section):
         description="Its name there; without it, the same name.",
         json_schema_extra={"example": "my-model"},
     )
+    also_on: Names = Field(
+        default=(),
+        max_length=16,
+        description="More backends that serve the same model, each as backend or backend=its name there.",
+        json_schema_extra={"allowed": "a list of at most 16 backends", "example": ["spare=my-model:q4"]},
+    )
     base_msats: Whole = Field(default=0, ge=0, le=10**12, description="The price of every job, before tokens.")
     input_msats_per_1k: Whole = Field(default=0, ge=0, le=10**12, description="The price of 1,000 input tokens.")
     output_msats_per_1k: Whole = Field(default=0, ge=0, le=10**12, description="The price of 1,000 output tokens.")
@@ -117,6 +123,13 @@ class ModelSettings(Section):
     def name_at_backend(self) -> str:
         """The model's name at its backend."""
         return self.backend_model or self.name
+
+    @property
+    def routes(self) -> tuple[tuple[str, str], ...]:
+        """Each backend that serves the model with the model's name there, the first choice first."""
+        also = (each.partition("=") for each in self.also_on)
+        more = ((backend.strip(), model.strip() or self.name_at_backend) for backend, _, model in also)
+        return ((self.backend, self.name_at_backend), *more)
 
     @property
     def unasked_output_tokens(self) -> int:

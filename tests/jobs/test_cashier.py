@@ -90,9 +90,9 @@ async def test_the_eta_counts_those_who_wait(tmp_path: Path) -> None:
         (lane,) = house.runner.lanes.values()
         lane.attempt_s = 7.0
         assert "7 s" in (await house.invoiced(house.ask("first").id)).info
-        lane.busy = 1
+        lane.places[0].busy = 1
         assert "14 s" in (await house.invoiced(house.ask("second").id)).info
-        lane.busy = 0
+        lane.places[0].busy = 0
 
 
 async def test_an_invoice_leaves_time_to_work_before_the_deadline(tmp_path: Path) -> None:

@@ -29,11 +29,13 @@ from pylon.jobs.cashier import Cashier, CashierConfig
 from pylon.jobs.catalogue import Catalogue, Offer
 from pylon.jobs.engine import Engine
 from pylon.jobs.intake import Intake, IntakeConfig
+from pylon.jobs.lanes import RunnerConfig
 from pylon.jobs.lifecycle import Rules
 from pylon.jobs.policy import IntakePolicy
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import Recorder, RecorderConfig
-from pylon.jobs.runner import Runner, RunnerConfig
+from pylon.jobs.router import CircuitRule
+from pylon.jobs.runner import Runner
 from pylon.nostr.event import Event
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import FeedbackStatus, cancel_draft
@@ -112,6 +114,7 @@ class World:
             health_interval_s=0.01,
             health_interval_down_s=0.01,
             announce_after_s=0.01,
+            circuit=CircuitRule(failures=1_000_000),  # what fails is tried again at once
             relay_hint=RELAY,
         )
     )
