@@ -69,6 +69,7 @@ def make_offers(settings: Settings) -> tuple[Offer, ...]:
             default_output_tokens=model.unasked_output_tokens,
             context_tokens=model.context_tokens,
             slots=slots[model.backend],
+            kinds=model.kinds,
             also=tuple(Route(backend, name, slots[backend]) for backend, name in model.routes[1:]),
         )
         for model in settings.models

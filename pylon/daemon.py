@@ -30,7 +30,6 @@ from pylon.jobs.intake import Intake
 from pylon.jobs.ports import Clock
 from pylon.jobs.recorder import Recorder
 from pylon.jobs.runner import Runner
-from pylon.jobs.textgen import KIND
 from pylon.live_views import LiveViews, Parts
 from pylon.lock import instance_lock
 from pylon.nostr.event import Event
@@ -96,6 +95,8 @@ class Daemon:
         rng = random.Random()  # noqa: S311 - jitter, not secrets
         mode = facts.Mode.FREE if settings.payment.mode is PaymentMode.FREE else facts.Mode.PREPAY
         offers = assembly.make_offers(settings)
+        catalogue = Catalogue(offers)
+        self._kinds = sorted(catalogue.kinds)
         backends = assembly.make_backends(settings, paths)
         wallet = assembly.make_wallet(settings, clock)
         self._door = _Doorway()
@@ -112,7 +113,7 @@ class Daemon:
         intake = Intake(
             engine,
             runner,
-            Catalogue(offers),
+            catalogue,
             backends.__getitem__,
             self._publisher,
             key,
@@ -192,7 +193,7 @@ class Daemon:
         oldest = now - self._settings.intake.max_age_s
 
         def requests(since: int) -> Sequence[Filter]:
-            return [{"kinds": [KIND], "since": max(since, oldest)}]
+            return [{"kinds": self._kinds, "since": max(since, oldest)}]
 
         self.pool.subscribe(_REQUESTS, requests, cursors=cursors)
         self.pool.subscribe(_CANCELS, self._cancel_filters, since=0)

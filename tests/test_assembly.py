@@ -242,6 +242,7 @@ EVERYTHING: dict[str, Any] = {
             "backend": "o",
             "backend_model": "m-at-o",
             "also_on": ["l=m-at-l", "e"],
+            "kinds": [5001, 5050],
             "base_msats": 1,
             "input_msats_per_1k": 2,
             "output_msats_per_1k": 3,
@@ -328,6 +329,7 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "models.0.aliases": lambda made: list(made.offers[0].aliases),
     "models.0.backend": lambda made: made.offers[0].backend,
     "models.0.backend_model": lambda made: made.offers[0].backend_model,
+    "models.0.kinds": lambda made: list(made.offers[0].kinds),
     "models.0.also_on": lambda made: [
         route.backend if route.backend_model == "m-at-o" else f"{route.backend}={route.backend_model}"
         for route in made.offers[0].also

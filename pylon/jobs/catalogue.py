@@ -23,6 +23,7 @@ class Offer:
 
     `also` are further backends that serve the very same model. `max_output_tokens` is the most a customer may ask
     for, `default_output_tokens` what is generated unasked; `context_tokens` overrides what the backends say.
+    `kinds` are the job kinds that it is sold for.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Offer:
     context_tokens: int | None = None
     slots: int = 1
     also: tuple[Route, ...] = ()
+    kinds: tuple[int, ...] = (5050,)
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -43,14 +45,16 @@ class Offer:
 
 
 class Catalogue:
-    """The offers, by every name they go by. The first one is what a request without `model` gets."""
+    """The offers, by every name they go by. The first one of its kind is what a request without `model` gets."""
 
     def __init__(self, offers: Iterable[Offer]) -> None:
         self.offers = tuple(offers)
+        self.kinds = frozenset(kind for offer in self.offers for kind in offer.kinds)
         self._by_name = {name: offer for offer in self.offers for name in (offer.name, *offer.aliases)}
 
-    def find(self, model: str | None) -> Offer | None:
-        """Return the offer of exactly this name or alias; of the first model when none is named."""
+    def find(self, model: str | None, kind: int) -> Offer | None:
+        """Return the offer of exactly this name or alias, or the first one when none is named, for a job kind."""
         if model is None:
-            return self.offers[0] if self.offers else None
-        return self._by_name.get(model)
+            return next((offer for offer in self.offers if kind in offer.kinds), None)
+        offer = self._by_name.get(model)
+        return offer if offer is not None and kind in offer.kinds else None

@@ -17,6 +17,7 @@ import structlog
 from pylon.jobs import facts
 from pylon.jobs.catalogue import Catalogue, Offer
 from pylon.jobs.engine import Engine
+from pylon.jobs.kinds import parse_job
 from pylon.jobs.policy import (
     Address,
     Counters,
@@ -35,7 +36,7 @@ from pylon.jobs.ports import Backend, BackendHealth, BackendState, Clock, Publis
 from pylon.jobs.pricing import Quote, check_bid, input_token_bound, quote
 from pylon.jobs.recorder import Moved
 from pylon.jobs.runner import Runner
-from pylon.jobs.textgen import KIND, TextGeneration, TextJob, parse_textgen
+from pylon.jobs.textgen import TextGeneration, TextJob
 from pylon.nostr.event import Event, verify
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import (
@@ -141,7 +142,7 @@ class Intake:
 
     def offer(self, event: Event, relay_url: str) -> str | None:
         """Take an event; returns the drop's reason, or None when it was taken or properly refused."""
-        if event.kind != KIND:
+        if event.kind not in self._catalogue.kinds:
             return self._offer_deletion(event) if event.kind == DELETION_KIND else self._drop(Drop.UNWANTED_KIND)
         if event.id in self._seen:
             return self._drop(Drop.DUPLICATE)
@@ -199,11 +200,11 @@ class Intake:
         _refuse_if(check_times(request, now, policy))
         if self.paused is not None:
             raise _Refused(Denial(ErrorPrefix.PAUSED, f"no jobs are taken now: {self.paused}"))
-        asked = parse_textgen(request)
+        asked = parse_job(request)
         if not self._customers.take(event.pubkey, now):
             limit = policy.requests_per_customer_per_minute
             raise _Refused(Denial(ErrorPrefix.RATE_LIMITED, f"at most {limit} requests a minute: wait"))
-        offer = self._find_offer(asked)
+        offer = self._find_offer(asked, request.kind)
         load = self._engine.open_jobs.load(offer.name, event.pubkey)
         _refuse_if(check_load(load, policy, prepaid=self._config.mode is facts.Mode.PREPAY))
         _refuse_if(check_prompt(asked.texts, policy))
@@ -223,8 +224,8 @@ class Intake:
         if deadline_at - now < 2 * self._config.min_work_s:
             raise _Refused(Denial(ErrorPrefix.EXPIRED, "the request expires too soon to be paid and worked on"))
 
-    def _find_offer(self, asked: TextGeneration) -> Offer:
-        offer = self._catalogue.find(asked.model)
+    def _find_offer(self, asked: TextGeneration, kind: int) -> Offer:
+        offer = self._catalogue.find(asked.model, kind)
         if offer is None:
             raise _Refused(Denial(ErrorPrefix.UNSUPPORTED_MODEL, "the model asked for is not offered here"))
         if not self._runner.can_serve(offer.name):

@@ -17,6 +17,7 @@ import structlog
 from pylon.jobs import facts
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.engine import Engine
+from pylon.jobs.kinds import read_text_job
 from pylon.jobs.lanes import Attempt, Lane, Place, Run, RunnerConfig
 from pylon.jobs.output import OutputWriter
 from pylon.jobs.policy import OutputBudget
@@ -31,7 +32,7 @@ from pylon.jobs.ports import (
     Publisher,
 )
 from pylon.jobs.router import Circuit, can_serve, choose
-from pylon.jobs.textgen import TextJob, read_text_job, to_generation
+from pylon.jobs.textgen import TextJob, to_generation
 from pylon.nostr.event import parse_event
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import ErrorPrefix

@@ -10,14 +10,14 @@ text. A request without any `i` tag whose content is text is taken as its own pr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from pylon.jobs.ports import GenerationRequest, Message
 from pylon.nostr.event import Event
-from pylon.nostr.nip90 import BadRequest, ErrorPrefix, InputType, JobRequest, parse_request
+from pylon.nostr.nip90 import BadRequest, ErrorPrefix, InputType, JobRequest
 from pylon.text import printable
 
 KIND: Final = 5050
@@ -28,6 +28,9 @@ MAX_SEED: Final = 2**32 - 2  # llama.cpp reads 2**32 - 1 as "choose at random"
 MAX_STOPS: Final = 4
 MAX_STOP_CHARS: Final = 256
 MAX_MODEL_CHARS: Final = 200
+
+Reader = Callable[[str, tuple[str, ...]], Any]
+"""Reads the values of one parameter, given its name. Raises `BadRequest`."""
 
 _SHOWN = 60  # characters of a stranger's text that a sentence repeats
 _WHOLE: Final = re.compile(r"[0-9]{1,12}", re.ASCII)
@@ -65,21 +68,11 @@ class TextJob:
     asked: TextGeneration
 
 
-def read_text_job(event: Event) -> TextJob:
-    """Return what a stored request asks for. Raises `BadRequest`."""
-    return TextJob(event, parse_textgen(parse_request(event)))
-
-
 def parse_textgen(request: JobRequest) -> TextGeneration:
     """Return what a kind 5050 request asks for. Raises `BadRequest` with the reason, and nothing else."""
     if request.kind != KIND:
         raise BadRequest(ErrorPrefix.UNSUPPORTED_KIND, f"kind {request.kind} is not text generation")
-    if request.encrypted:
-        raise BadRequest(ErrorPrefix.UNSUPPORTED_ENCRYPTION, "encrypted requests are not taken: send plain tags")
-    _check_output(request.output)
-    prompt = _prompt(request)
-    given = _by_name(request)
-    return TextGeneration(prompt, **{name: _READERS[name](name, values) for name, values in given.items()})
+    return TextGeneration(read_text(request), **read_params(request, READERS))
 
 
 def to_generation(asked: TextGeneration, backend_model: str, max_tokens: int) -> GenerationRequest:
@@ -99,16 +92,32 @@ def to_generation(asked: TextGeneration, backend_model: str, max_tokens: int) ->
     )
 
 
-def _prompt(request: JobRequest) -> str:
+def read_text(request: JobRequest) -> str:
+    """Return the text inputs in their order. Raises `BadRequest` when there is none, or something else is asked."""
+    if request.encrypted:
+        raise BadRequest(ErrorPrefix.UNSUPPORTED_ENCRYPTION, "encrypted requests are not taken: send plain tags")
+    _check_output(request.output)
     for each in request.inputs:
         if each.type is not InputType.TEXT:
-            sentence = f"input type {each.type.value} is not taken for text generation: send the text itself"
+            sentence = f"input type {each.type.value} is not taken: send the text itself"
             raise BadRequest(ErrorPrefix.UNSUPPORTED_INPUT, sentence)
     texts = [each.data for each in request.inputs] if request.inputs else [request.event.content]
     prompt = "\n\n".join(text for text in texts if text)
     if not prompt.strip():
         raise BadRequest(ErrorPrefix.INVALID, "no prompt: put it in an i tag of type text")
     return prompt
+
+
+def read_params(request: JobRequest, readers: Mapping[str, Reader]) -> dict[str, Any]:
+    """Return the value of each parameter that is given, by its name. Raises `BadRequest` on any other one."""
+    given: dict[str, tuple[str, ...]] = {}
+    for name, values in request.params:
+        if name not in readers:
+            raise BadRequest(ErrorPrefix.UNSUPPORTED_PARAM, f"'{_show(name)}' is not a parameter that is honoured")
+        if not values:
+            raise _invalid(name, "has no value")
+        given[name] = given.get(name, ()) + values
+    return {name: readers[name](name, values) for name, values in given.items()}
 
 
 def _check_output(output: str | None) -> None:
@@ -118,18 +127,6 @@ def _check_output(output: str | None) -> None:
     if mime not in _OUTPUTS:
         sentence = f"output '{_show(output)}' is not offered: text/plain and text/markdown are"
         raise BadRequest(ErrorPrefix.UNSUPPORTED_OUTPUT, sentence)
-
-
-def _by_name(request: JobRequest) -> dict[str, tuple[str, ...]]:
-    """Return the values of each parameter, those of repeated tags together. Raises on a name we do not honour."""
-    given: dict[str, tuple[str, ...]] = {}
-    for name, values in request.params:
-        if name not in PARAMS:
-            raise BadRequest(ErrorPrefix.UNSUPPORTED_PARAM, f"'{_show(name)}' is not a parameter that is honoured")
-        if not values:
-            raise _invalid(name, "has no value")
-        given[name] = given.get(name, ()) + values
-    return given
 
 
 def _stops(name: str, stops: tuple[str, ...]) -> tuple[str, ...]:
@@ -146,7 +143,8 @@ def _only(name: str, values: tuple[str, ...]) -> str:
     return values[0]
 
 
-def _text(name: str, values: tuple[str, ...], *, limit: int | None) -> str:
+def one_text(name: str, values: tuple[str, ...], *, limit: int | None) -> str:
+    """Read a parameter that is one text, not blank, of at most `limit` characters."""
     value = _only(name, values)
     if not value.strip():
         raise _invalid(name, "is empty")
@@ -181,9 +179,9 @@ def _show(text: str) -> str:
     return printable(text, limit=_SHOWN)
 
 
-_READERS: Final[dict[str, Callable[[str, tuple[str, ...]], Any]]] = {
-    "model": partial(_text, limit=MAX_MODEL_CHARS),
-    "system": partial(_text, limit=None),  # counts as input: its size is bounded and priced with the prompt's
+READERS: Final[Mapping[str, Reader]] = {
+    "model": partial(one_text, limit=MAX_MODEL_CHARS),
+    "system": partial(one_text, limit=None),  # counts as input: its size is bounded and priced with the prompt's
     "max_tokens": partial(_whole, low=1, high=MAX_TOKENS),
     "temperature": partial(_decimal, low=0.0, high=2.0),
     "top_k": partial(_whole, low=0, high=MAX_TOP_K),  # 0 turns it off
@@ -195,5 +193,5 @@ _READERS: Final[dict[str, Callable[[str, tuple[str, ...]], Any]]] = {
 }
 """How each parameter is read, by its normalised name, which is also the field's name in `TextGeneration`."""
 
-PARAMS: Final = frozenset(_READERS)
+PARAMS: Final = frozenset(READERS)
 """The parameters that are honoured; an announcement lists them."""

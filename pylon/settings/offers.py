@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pylon.settings.values import FilePath, KeyFault, Name, Names, Number, Secret, Section, WebUrl, Whole
+from pylon.settings.values import FilePath, KeyFault, Kinds, Name, Names, Number, Secret, Section, WebUrl, Whole
 
 
 class _Backend(Section):
@@ -91,6 +91,13 @@ class ModelSettings(Section):
         default=None,
         description="Its name there; without it, the same name.",
         json_schema_extra={"example": "my-model"},
+    )
+    kinds: Kinds = Field(
+        default=(5050,),
+        min_length=1,
+        max_length=16,
+        description="The job kinds it is sold for: 5050 text generation, 5001 summarization, 5002 translation.",
+        json_schema_extra={"allowed": "a list of 5050, 5001 and 5002"},
     )
     also_on: Names = Field(
         default=(),

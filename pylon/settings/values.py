@@ -96,6 +96,15 @@ def _relay_urls(values: tuple[str, ...]) -> tuple[str, ...]:
         raise ValueError(str(refused)) from None
 
 
+def _kinds(values: tuple[int, ...]) -> tuple[int, ...]:
+    from pylon.jobs.kinds import KINDS
+
+    for value in values:
+        if value not in KINDS:
+            raise ValueError(f"{value} is not a job kind that can be sold")
+    return tuple(dict.fromkeys(values))
+
+
 def _file_path(value: Path) -> Path:
     expanded = value.expanduser()
     if not expanded.is_absolute():
@@ -120,6 +129,9 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterVali
 
 Names = Annotated[tuple[Name, ...], BeforeValidator(_listed)]
 """A list of names."""
+
+Kinds = Annotated[tuple[Whole, ...], BeforeValidator(_listed), AfterValidator(_kinds)]
+"""Job kinds that Pylon can sell, each once."""
 
 WebUrl = Annotated[str, AfterValidator(_web_url)]
 """An http or https base URL."""

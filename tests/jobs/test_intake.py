@@ -277,11 +277,11 @@ async def test_private_names_appear_in_no_reply(tmp_path: Path) -> None:
             assert "private" not in event.to_json() and "secret" not in event.to_json()
 
 
-async def test_no_offer_at_all_is_an_answer_too(tmp_path: Path) -> None:
+async def test_with_no_offer_at_all_every_kind_is_unwanted(tmp_path: Path) -> None:
     world = free(tmp_path)
     world.offers = ()
     async with open_house(world) as house:
-        assert replies(world, house.ask()) == ["unsupported-model"]
+        assert house.offer(job_request(providers=[PROVIDER.public_hex])) == "unwanted-kind"
 
 
 @pytest.mark.parametrize(
