@@ -23,6 +23,7 @@ class RunnerConfig:
     """What running needs of the settings; times in seconds. `limit_bytes` is the largest frame relays take."""
 
     limit_bytes: int = 65_536
+    first_partial_s: float = 0.02  # what ends sooner needs no partial: its result says it all
     partial_interval_s: float = 0.5
     partial_min_chars: int = 16
     retry_delay_s: float = 1.0

@@ -56,7 +56,6 @@ class OutputWriter:
     async def write(self, attempt: Attempt, asked: GenerationRequest) -> facts.Output:
         """Return the signed result of one run on the attempt's backend. Raises `BackendError`."""
         finished = None
-        attempt.last_partial = attempt.started
         async with aclosing(attempt.place.backend.generate(asked)) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, Finished):
@@ -81,9 +80,18 @@ class OutputWriter:
             attempt.first_token = now
         attempt.parts.append(text)
         attempt.unsent_chars += len(text)
-        due = now - attempt.last_partial >= self._config.partial_interval_s
-        if due and attempt.unsent_chars >= self._config.partial_min_chars:
+        if self._partial_is_due(attempt, now):
             await self._send_partial(attempt, now)
+
+    def _partial_is_due(self, attempt: Attempt, now: float) -> bool:
+        """Tell whether what was said since should go out: the first words at once, then at a bounded rate."""
+        config = self._config
+        if not attempt.partials:
+            return now - attempt.started >= config.first_partial_s
+        return (
+            now - attempt.last_partial >= config.partial_interval_s
+            and attempt.unsent_chars >= config.partial_min_chars
+        )
 
     async def _send_partial(self, attempt: Attempt, now: float) -> None:
         job = attempt.job

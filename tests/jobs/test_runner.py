@@ -276,7 +276,9 @@ async def test_partials_come_at_a_bounded_rate(tmp_path: Path) -> None:
     world = manual(free(tmp_path))
     ticks = Ticks()
     world.monotonic = ticks
-    world.runner = replace(world.runner, partial_interval_s=0.5, partial_min_chars=3, announce_after_s=1e9)
+    world.runner = replace(
+        world.runner, first_partial_s=0.5, partial_interval_s=0.5, partial_min_chars=3, announce_after_s=1e9
+    )
     async with open_house(world) as house:
         request = house.ask()
         run = await house.run()
@@ -301,6 +303,27 @@ async def test_partials_come_at_a_bounded_rate(tmp_path: Path) -> None:
         assert len(partials(world, request)) == 2
         run.finish()
         assert (await delivered(house, request)).content == "abc" * 50 + "de" + "f" * 9 + "ghij"
+
+
+async def test_the_first_words_go_out_at_once_unless_the_answer_does_too(tmp_path: Path) -> None:
+    world = manual(free(tmp_path))
+    ticks = Ticks()
+    world.monotonic = ticks
+    world.runner = replace(world.runner, first_partial_s=0.02, partial_interval_s=0.5, partial_min_chars=100)
+    async with open_house(world) as house:
+        instant = house.ask("instant")
+        run = await house.run(1)
+        run.say("at once")
+        run.finish()
+        await delivered(house, instant)
+        assert partials(world, instant) == []
+        slow = house.ask("slow")
+        run = await house.run(2)
+        ticks.now += 0.03
+        run.say("a")
+        await until(lambda: partials(world, slow) == [(1, 1, "a")])
+        run.finish()
+        await delivered(house, slow)
 
 
 async def test_the_partials_of_a_second_attempt_start_over(tmp_path: Path) -> None:

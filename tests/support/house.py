@@ -108,6 +108,7 @@ class World:
     )
     runner: RunnerConfig = field(
         default_factory=lambda: RunnerConfig(
+            first_partial_s=0.0,
             partial_interval_s=0.0,
             partial_min_chars=1,
             retry_delay_s=0.005,
