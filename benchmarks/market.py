@@ -16,9 +16,7 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,19 +27,15 @@ from pathlib import Path
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
 
-from pylon.control.client import ControlClient, ControlError
-from pylon.control.views import DaemonState
+from benchmarks.processes import Process, relay, running, wait_ready
 from pylon.nostr.event import Event, parse_event, verify
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import event_frame
 from pylon.nostr.nip90 import JobInput, request_draft
-from pylon.paths import paths_under
 
-ROOT = Path(__file__).parents[1]
 OUTSTANDING = (1, 16, 64)
 MESSAGES_PER_CONNECTION = 5000
 TIME_LIMIT_S = 120
-READY_LIMIT_S = 20
 LOT = 400
 PROMPT = "the quick brown fox jumps over the lazy dog and runs on through the night"
 
@@ -79,56 +73,6 @@ class Figures:
     rss_mb: float
 
 
-class Process:
-    """A child process with its CPU time and memory, as /proc tells them."""
-
-    def __init__(self, argv: list[str], env: dict[str, str], ready: str | None) -> None:
-        self._child = subprocess.Popen(
-            argv, env=env, cwd=ROOT, stdout=subprocess.PIPE if ready else None, text=True, start_new_session=True
-        )
-        if ready:
-            assert self._child.stdout is not None
-            line = self._child.stdout.readline()
-            if not line.startswith(ready):
-                raise SystemExit(f"{argv[2]} did not start: {line.strip() or 'it ended'}")
-
-    @property
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self._child.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    @property
-    def rss_mb(self) -> float:
-        for line in Path(f"/proc/{self._child.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
-                return int(line.split()[1]) / 1024
-        return 0.0
-
-    def stop(self) -> None:
-        self._child.send_signal(signal.SIGTERM)
-        try:
-            self._child.wait(15)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
-
-
-@contextlib.contextmanager
-def running(argv: list[str], env: dict[str, str], ready: str | None = "READY") -> Iterator[Process]:
-    process = Process(argv, env, ready)
-    try:
-        yield process
-    finally:
-        process.stop()
-
-
-@contextlib.contextmanager
-def relay(port: int) -> Iterator[str]:
-    argv = [sys.executable, "-m", "pylon.relays.local", "--port", str(port), "--die-with-parent"]
-    with running(argv, dict(os.environ)):
-        yield f"ws://127.0.0.1:{port}"
-
-
 @contextlib.contextmanager
 def provider(kind: str, url: str) -> Iterator[Process]:
     if kind == "bare":
@@ -142,18 +86,6 @@ def provider(kind: str, url: str) -> Iterator[Process]:
         with running([sys.executable, "-m", "pylon", "start"], env, None) as process:
             wait_ready(Path(home))
             yield process
-
-
-def wait_ready(home: Path) -> None:
-    client = ControlClient(paths_under(home).control_socket, timeout_s=2)
-    until = time.monotonic() + READY_LIMIT_S
-    while time.monotonic() < until:
-        with contextlib.suppress(ControlError):
-            status = client.status()
-            if status.state is DaemonState.READY and status.relays[0].status == "connected":
-                return
-        time.sleep(0.05)
-    raise SystemExit("the daemon did not get ready")
 
 
 class Customer:

@@ -1,0 +1,310 @@
+"""What the market costs a customer in speed: the same model server asked directly, and through the whole market.
+
+One llama.cpp server runs for both sides. The bare side posts to it and reads its stream; the market side publishes
+kind 5050 requests to a local relay, where the real daemon, in free mode and with everything durable, takes them to
+the same server and streams partial results back. Both are measured in the same run, round by round, with the same
+prompts and parameters, and the ratios are printed: tokens/s over all jobs at once, and the median time to the first
+token. Tokens are counted by the server's own tokenizer, for both sides alike. Traffic stays on loopback.
+
+usage: python -m benchmarks.inference [--rounds 3] [--concurrent 1 4 8] [--tokens 64] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx
+import orjson
+from websockets.asyncio.client import ClientConnection, connect
+
+from benchmarks.processes import relay, running, wait_ready
+from pylon.backends import llama_child
+from pylon.backends.models import bundled_model_path
+from pylon.nostr.event import Event
+from pylon.nostr.keys import SecretKey
+from pylon.nostr.messages import event_frame
+from pylon.nostr.nip90 import FEEDBACK_KIND, JobInput, request_draft
+
+MODEL = "smollm2-135m"
+SLOTS = 8
+JOBS_EACH = 4  # jobs a round for each one that runs at once
+TIME_LIMIT_S = 300
+PROMPT = "Write a short story about a lighthouse keeper and the sea. Story number {number}."
+
+CONFIG = """
+[relays]
+urls = ["{relay}"]
+backoff_min_s = 0.01
+[payment]
+mode = "free"
+[jobs]
+partial_interval_s = 0.1
+[log]
+level = "warning"
+[[backends]]
+name = "local"
+kind = "openai"
+url = "{server}"
+api_key = "{api_key}"
+slots = {slots}
+[[models]]
+name = "{model}"
+backend = "local"
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One job's text and how long its first token and its end took."""
+
+    text: str
+    first_s: float
+    took_s: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one round measured."""
+
+    tokens_per_s: float
+    first_token_ms: float
+
+
+@dataclass(frozen=True)
+class Server:
+    """The model server and the key it wants."""
+
+    url: str
+    api_key: str
+
+    def client(self) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+        # A connection each: over a kept one that carried a stream about one request in a hundred fails.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        return httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=TIME_LIMIT_S, limits=limits, trust_env=False
+        )
+
+
+@contextlib.contextmanager
+def model_server(context_tokens: int = 1024) -> Iterator[Server]:
+    gguf = bundled_model_path()
+    if gguf is None:
+        raise SystemExit("the model is missing: run `make test` once, which installs it")
+    settings = {
+        "parent_pid": os.getpid(),
+        "api_key": secrets.token_urlsafe(16),
+        "gguf": str(gguf),
+        "model_name": MODEL,
+        "slots": SLOTS,
+        "context_tokens": context_tokens,
+        "threads": os.cpu_count() or 1,
+        "gpu_layers": 0,
+    }
+    child = subprocess.Popen(
+        [sys.executable, str(llama_child.__file__)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(json.dumps(settings) + "\n")
+        child.stdin.flush()
+        report = json.loads(child.stdout.readline())
+        if "url" not in report:
+            raise SystemExit(f"the model server did not start: {report}")
+        yield Server(report["url"], settings["api_key"])  # type: ignore[arg-type]
+    finally:
+        child.kill()
+        child.wait()
+
+
+# --- the bare side ----------------------------------------------------------------------------------------------
+
+
+async def ask_bare(client: httpx.AsyncClient, prompt: str, tokens: int) -> Answer:
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": tokens,
+        "temperature": 0,
+        "seed": 1,
+        "stream": True,
+    }
+    started, first, parts = time.perf_counter(), 0.0, []
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        response.raise_for_status()
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            for choice in orjson.loads(line[6:])["choices"]:
+                if text := choice["delta"].get("content"):
+                    first = first or time.perf_counter() - started
+                    parts.append(text)
+    return Answer("".join(parts), first, time.perf_counter() - started)
+
+
+# --- the market side --------------------------------------------------------------------------------------------
+
+
+class Market:
+    """A customer on the relay with many orders at once."""
+
+    def __init__(self, ear: ClientConnection, mouth: ClientConnection, key: SecretKey) -> None:
+        self._ear, self._mouth, self._key = ear, mouth, key
+        self._first: dict[str, float] = {}
+        self._results: dict[str, asyncio.Future[tuple[str, float]]] = {}
+
+    async def listen(self) -> None:
+        async for frame in self._ear:
+            message = orjson.loads(frame)
+            if message[0] != "EVENT":
+                continue
+            tags = dict(tag[:2] for tag in reversed(message[2]["tags"]))
+            now = time.perf_counter()
+            if message[2]["kind"] != FEEDBACK_KIND:
+                self._first.setdefault(tags["e"], now)
+                self._results[tags["e"]].set_result((message[2]["content"], now))
+            elif tags["status"] == "partial":
+                self._first.setdefault(tags["e"], now)
+            elif tags["status"] == "error":
+                raise SystemExit(f"the provider answered: {message[2]['tags']}")
+
+    async def drain(self) -> None:
+        async for _ in self._mouth:
+            pass
+
+    def request(self, prompt: str, tokens: int) -> Event:
+        params = [("model", [MODEL]), ("max_tokens", [str(tokens)]), ("temperature", ["0"]), ("seed", ["1"])]
+        return request_draft(5050, [JobInput(prompt)], params=params).sign(self._key, int(time.time()))
+
+    async def ask(self, request: Event) -> Answer:
+        future = self._results[request.id] = asyncio.get_running_loop().create_future()
+        started = time.perf_counter()
+        await self._mouth.send(event_frame(request))
+        text, ended = await future
+        return Answer(text, self._first[request.id] - started, ended - started)
+
+
+@contextlib.asynccontextmanager
+async def market(url: str) -> AsyncIterator[Market]:
+    key = SecretKey.generate()
+    async with connect(url, compression=None, max_size=2**22) as ear, connect(url, compression=None) as mouth:
+        await ear.send(
+            orjson.dumps(["REQ", "replies", {"kinds": [6050, FEEDBACK_KIND], "#p": [key.public_hex]}]).decode()
+        )
+        customer = Market(ear, mouth, key)
+        tasks = [asyncio.create_task(customer.listen()), asyncio.create_task(customer.drain())]
+        try:
+            yield customer
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+# --- a round ----------------------------------------------------------------------------------------------------
+
+
+async def closed_loop(
+    jobs: Sequence[Callable[[], Awaitable[Answer]]], concurrent: int
+) -> tuple[list[Answer], float]:
+    """Run the jobs, so many at once; return the answers and the seconds."""
+    answers: list[Answer] = []
+    waiting = iter(jobs)
+
+    async def worker() -> None:
+        for job in waiting:
+            answers.append(await job())
+
+    started = time.perf_counter()
+    async with asyncio.timeout(TIME_LIMIT_S), asyncio.TaskGroup() as tasks:
+        for _ in range(concurrent):
+            tasks.create_task(worker())
+    return answers, time.perf_counter() - started
+
+
+async def figures(client: httpx.AsyncClient, answers: list[Answer], took_s: float) -> Figures:
+    tokens = 0
+    for answer in answers:
+        response = await client.post("/tokenize", json={"content": answer.text})
+        tokens += len(response.json()["tokens"])
+    return Figures(tokens / took_s, 1000 * statistics.median(answer.first_s for answer in answers))
+
+
+async def one_round(side: str, server: Server, url: str, concurrent: int, tokens: int, number: int) -> Figures:
+    prompts = [PROMPT.format(number=1000 * number + at) for at in range(JOBS_EACH * concurrent)]
+    async with server.client() as client:
+        if side == "bare":
+            asked = [partial(ask_bare, client, prompt, tokens) for prompt in prompts]
+            return await figures(client, *await closed_loop(asked, concurrent))
+        async with market(url) as customer:
+            await customer.ask(customer.request(f"Say hello to number {number}.", 4))  # connections are up
+            requests = [customer.request(prompt, tokens) for prompt in prompts]
+            orders = [partial(customer.ask, request) for request in requests]
+            return await figures(client, *await closed_loop(orders, concurrent))
+
+
+def median(rounds: list[Figures]) -> Figures:
+    return Figures(**{name: statistics.median(asdict(each)[name] for each in rounds) for name in asdict(rounds[0])})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--concurrent", type=int, nargs="*", default=[1, 4, 8])
+    parser.add_argument("--tokens", type=int, default=64, help="max_tokens of each job")
+    parser.add_argument("--port", type=int, default=7791)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    report: dict[str, object] = {}
+    print(f"{'':8}{'at once':>8}{'tokens/s':>10}{'first token ms':>16}")
+    with (
+        model_server() as server,
+        relay(options.port) as url,
+        tempfile.TemporaryDirectory(prefix="pylon-bench-") as home,
+    ):
+        Path(home).chmod(0o700)
+        config = CONFIG.format(relay=url, server=server.url, api_key=server.api_key, slots=SLOTS, model=MODEL)
+        file = Path(home, "pylon.toml")
+        file.write_text(config)
+        file.chmod(0o600)  # it holds the server's key
+        env = {**os.environ, "PYLON_HOME": home, "PYLON_NSEC": SecretKey.generate().reveal_nsec()}
+        with running([sys.executable, "-m", "pylon", "start"], env, None):
+            wait_ready(Path(home))
+            asyncio.run(one_round("bare", server, url, 2, 8, 999))  # the model's pages are in memory
+            for concurrent in options.concurrent:
+                found: dict[str, list[Figures]] = {"bare": [], "market": []}
+                for number in range(options.rounds):
+                    for side in found if number % 2 else reversed(found):
+                        made = one_round(side, server, url, concurrent, options.tokens, number)
+                        found[side].append(asyncio.run(made))
+                bare, through = median(found["bare"]), median(found["market"])
+                for name, each in (("bare", bare), ("market", through)):
+                    print(f"{name:8}{concurrent:>8}{each.tokens_per_s:>10.1f}{each.first_token_ms:>16.1f}")
+                ratio = through.tokens_per_s / bare.tokens_per_s
+                more_ms = through.first_token_ms - bare.first_token_ms
+                print(f"{'ratio':8}{concurrent:>8}{ratio:>10.3f}{more_ms:>+16.1f}", flush=True)
+                report[str(concurrent)] = {"bare": asdict(bare), "market": asdict(through), "ratio": ratio}
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
