@@ -163,7 +163,7 @@ async def shop(*urls: str, provider: str, key: SecretKey | None = None) -> Async
     """Be a customer of one provider (its public key) on these relays, and hear all it says from now on."""
     ear = _Ear()
     async with running_pool(*urls, key=key or SecretKey.generate(), heard=ear) as running:
-        wanted = [{"kinds": [FEEDBACK_KIND, RESULT_KIND], "authors": [provider]}]
+        wanted = [{"kinds": [FEEDBACK_KIND, RESULT_KIND, 6001, 6002], "authors": [provider]}]
         running.pool.subscribe(REPLIES, lambda since: [{**each, "since": since} for each in wanted])
         with anyio.fail_after(PUBLISH_LIMIT_S):
             await running.pool.wait_caught_up(REPLIES, len(urls))
