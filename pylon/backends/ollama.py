@@ -6,7 +6,7 @@ time limits, the models and their download. Nothing a server answers raises anyt
 **No prompt is cut.** By itself Ollama drops the beginning of a chat that is longer than the context that the model
 is loaded with (`num_ctx`, often 4,096 whatever the model could do), says nothing, and answers. Each request
 therefore carries `truncate: false` and `shift: false`: what does not fit is refused, and an answer that fills the
-context ends as `length`. Servers from before late 2025 do not know these; what guards there is the context that
+context ends as `length`. Old servers do not know these two; what guards there is the context that
 `state` reports and intake keeps to: `context_tokens` of the settings, sent as `num_ctx` with every request; without
 it what the server says of the loaded model, and nothing as long as none is loaded. What the model was made for
 only ever lowers it: Ollama does not load that much by itself.
