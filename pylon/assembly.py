@@ -24,6 +24,7 @@ from pylon.relays.state import PoolConfig
 from pylon.settings import (
     EchoBackendSettings,
     EmbeddedBackendSettings,
+    OllamaBackendSettings,
     OpenAIBackendSettings,
     PaymentMode,
     Settings,
@@ -88,6 +89,22 @@ def make_backends(settings: Settings, paths: Paths) -> dict[str, Backend]:
                         name=each.name,
                         url=each.url,
                         api_key=None if each.api_key is None else each.api_key.get_secret_value(),
+                        connect_timeout_s=each.connect_timeout_s,
+                        first_token_timeout_s=each.first_token_timeout_s,
+                        stall_timeout_s=each.stall_timeout_s,
+                    )
+                )
+            case OllamaBackendSettings():
+                from pylon.backends.ollama import OllamaBackend, OllamaConfig  # its client takes 0.1 s to load
+
+                made[each.name] = OllamaBackend(
+                    OllamaConfig(
+                        name=each.name,
+                        url=each.url,
+                        models=tuple(dict.fromkeys(sold)),
+                        pull=each.pull,
+                        keep_alive_s=each.keep_alive_s,
+                        context_tokens=each.context_tokens,
                         connect_timeout_s=each.connect_timeout_s,
                         first_token_timeout_s=each.first_token_timeout_s,
                         stall_timeout_s=each.stall_timeout_s,

@@ -13,6 +13,7 @@ import pytest
 from pylon import assembly
 from pylon.backends.echo import EchoBackend
 from pylon.backends.embedded import EmbeddedBackend
+from pylon.backends.ollama import OllamaBackend
 from pylon.backends.openai import OpenAIBackend
 from pylon.jobs import facts
 from pylon.jobs.cashier import CashierConfig
@@ -162,7 +163,7 @@ def make(given: Settings, folder: Path) -> Made:
 
 def config_of(part: object) -> Any:
     """The configuration that a backend or wallet was made with."""
-    assert isinstance(part, EchoBackend | EmbeddedBackend | OpenAIBackend)
+    assert isinstance(part, EchoBackend | EmbeddedBackend | OllamaBackend | OpenAIBackend)
     return part._config
 
 
@@ -234,6 +235,18 @@ EVERYTHING: dict[str, Any] = {
             "stall_timeout_s": 63.0,
         },
         {"name": "e", "kind": "echo", "slots": 9},
+        {
+            "name": "ol",
+            "kind": "ollama",
+            "url": "http://127.0.0.1:11435",
+            "slots": 4,
+            "context_tokens": 4_099,
+            "keep_alive_s": 301,
+            "pull": True,
+            "connect_timeout_s": 7.0,
+            "first_token_timeout_s": 123.0,
+            "stall_timeout_s": 64.0,
+        },
     ],
     "models": [
         {
@@ -252,6 +265,7 @@ EVERYTHING: dict[str, Any] = {
         },
         {"name": "n", "backend": "l", "base_msats": 1},
         {"name": "x", "backend": "e", "base_msats": 1},
+        {"name": "y", "backend": "ol", "backend_model": "y:1b", "base_msats": 1},
     ],
 }
 
@@ -325,6 +339,16 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "backends.2.name": lambda made: config_of(made.backends["e"]).name,
     "backends.2.kind": lambda made: "echo" if isinstance(made.backends["e"], EchoBackend) else None,
     "backends.2.slots": lambda made: made.offers[2].slots,
+    "backends.3.name": lambda made: config_of(made.backends["ol"]).name,
+    "backends.3.kind": lambda made: "ollama" if isinstance(made.backends["ol"], OllamaBackend) else None,
+    "backends.3.url": lambda made: config_of(made.backends["ol"]).url,
+    "backends.3.slots": lambda made: made.offers[3].slots,
+    "backends.3.context_tokens": lambda made: config_of(made.backends["ol"]).context_tokens,
+    "backends.3.keep_alive_s": lambda made: config_of(made.backends["ol"]).keep_alive_s,
+    "backends.3.pull": lambda made: config_of(made.backends["ol"]).pull,
+    "backends.3.connect_timeout_s": lambda made: config_of(made.backends["ol"]).connect_timeout_s,
+    "backends.3.first_token_timeout_s": lambda made: config_of(made.backends["ol"]).first_token_timeout_s,
+    "backends.3.stall_timeout_s": lambda made: config_of(made.backends["ol"]).stall_timeout_s,
     "models.0.name": lambda made: made.offers[0].name,
     "models.0.aliases": lambda made: list(made.offers[0].aliases),
     "models.0.backend": lambda made: made.offers[0].backend,
@@ -429,6 +453,7 @@ def test_what_is_left_out_has_sensible_values(tmp_path: Path) -> None:
     backends = [
         {"name": "l", "kind": "embedded", "gguf": "/srv/model.gguf"},
         {"name": "e", "kind": "echo"},
+        {"name": "ol", "kind": "ollama"},
     ]
     models = [{"name": "m", "backend": "l", "base_msats": 1, "max_output_tokens": 77}]
     made = make(settings(backends=backends, models=models), tmp_path)
@@ -437,6 +462,9 @@ def test_what_is_left_out_has_sensible_values(tmp_path: Path) -> None:
     assert config_of(made.backends["l"]).threads is None
     assert config_of(made.backends["l"]).model_name == "m"
     assert config_of(made.backends["e"]).models == ("echo",)
+    ollama = config_of(made.backends["ol"])
+    assert (ollama.url, ollama.models, ollama.pull) == ("http://127.0.0.1:11434", (), False)
+    assert (ollama.keep_alive_s, ollama.context_tokens) == (None, 0)
     assert made.wallet is None
 
 
@@ -444,3 +472,4 @@ def test_a_backend_is_told_what_is_sold_of_it(tmp_path: Path) -> None:
     made = make(settings(**EVERYTHING), tmp_path)
     assert config_of(made.backends["l"]).model_name == "m-at-l"
     assert config_of(made.backends["e"]).models == ("m-at-o", "x")
+    assert config_of(made.backends["ol"]).models == ("y:1b",)

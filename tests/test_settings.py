@@ -151,14 +151,18 @@ FAULTS = [
         "FILE: jobs.success_feedback: 'maybe' is neither true nor false; allowed: true",
     ),
     ("[wallet]\nkind = 'fake'", "FILE: wallet.url: missing, and a fake wallet needs it"),
-    ("[[backends]]\nname = 'x'", "FILE: backends.0.kind: missing; allowed: openai, embedded, echo"),
+    ("[[backends]]\nname = 'x'", "FILE: backends.0.kind: missing; allowed: openai, ollama, embedded, echo"),
     (
         "[[backends]]\nname = 'x'\nkind = 'olama'",
-        "FILE: backends.0.kind: 'olama' is unknown; allowed: openai, embedded, ",
+        "FILE: backends.0.kind: 'olama' is unknown; allowed: openai, ollama, ",
     ),
     (
         "[[backends]]\nname = 'x'\nkind = 'openai'",
         "FILE: backends.0.url: missing; allowed: an http:// or https:// URL",
+    ),
+    (
+        "[[backends]]\nname = 'x'\nkind = 'ollama'\nkeep_alive_s = -2",
+        "FILE: backends.0.keep_alive_s: -2 is out of range; allowed: -1 to 31536000",
     ),
     (ECHO + "slot = 2", "FILE: backends.0.slot: unknown key; did you mean backends.0.slots?"),
     (ECHO + ECHO, "FILE: backends.1.name: 'e' is the name of another backend too"),

@@ -81,7 +81,7 @@ class ModelInfo:
 
     name: str
     context_tokens: int | None = None
-    loaded: bool | None = None
+    loaded: bool | None = field(default=None, compare=False)
 
 
 class BackendError(Exception):

@@ -25,6 +25,7 @@ from pylon.settings.offers import (
     EchoBackendSettings,
     EmbeddedBackendSettings,
     ModelSettings,
+    OllamaBackendSettings,
     OpenAIBackendSettings,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "LogSettings",
     "ModelSettings",
     "Network",
+    "OllamaBackendSettings",
     "OpenAIBackendSettings",
     "Origin",
     "OriginKind",

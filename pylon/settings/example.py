@@ -61,7 +61,7 @@ def render_example() -> str:
     return "\n\n".join(block.strip("\n") for block in blocks) + "\n"
 
 
-_NAMES: Final = {"openai": "local", "embedded": "own", "echo": "echo"}
+_NAMES: Final = {"openai": "local", "ollama": "ollama", "embedded": "own", "echo": "echo"}
 
 
 def uncommented(text: str) -> str:

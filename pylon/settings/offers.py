@@ -42,6 +42,36 @@ class OpenAIBackendSettings(_Generating):
     )
 
 
+class OllamaBackendSettings(_Generating):
+    """An Ollama server through its own API: its models, their context, and their download."""
+
+    kind: Literal["ollama"] = Field(description="An Ollama server, through its own API.")
+    url: WebUrl = Field(
+        default="http://127.0.0.1:11434",
+        description="Where Ollama answers.",
+        json_schema_extra={"allowed": "an http:// or https:// URL"},
+    )
+    context_tokens: Whole = Field(
+        default=0,
+        ge=0,
+        le=1_048_576,
+        description="What one request may use, sent to Ollama as num_ctx; 0 leaves it to the server.",
+    )
+    keep_alive_s: Whole | None = Field(
+        default=None,
+        ge=-1,
+        le=31_536_000,
+        description="How long a model stays loaded after a job: -1 for ever, 0 not at all; unset: as Ollama does.",
+        json_schema_extra={"example": 300},
+    )
+    pull: bool = Field(
+        default=False, description="Download a model that is sold and absent; never because a customer asks."
+    )
+    connect_timeout_s: Number = Field(
+        default=5.0, ge=0.1, le=120, description="How long a connection may take to open."
+    )
+
+
 class EmbeddedBackendSettings(_Generating):
     """llama.cpp's server as a child process of ours (`pip install pylon-nostr[embedded]`)."""
 
@@ -69,7 +99,8 @@ class EchoBackendSettings(_Backend):
 
 
 BackendSettings = Annotated[
-    OpenAIBackendSettings | EmbeddedBackendSettings | EchoBackendSettings, Field(discriminator="kind")
+    OpenAIBackendSettings | OllamaBackendSettings | EmbeddedBackendSettings | EchoBackendSettings,
+    Field(discriminator="kind"),
 ]
 
 
@@ -157,6 +188,7 @@ class ModelSettings(Section):
 
 BACKEND_TYPES: dict[str, type[_Backend]] = {
     "openai": OpenAIBackendSettings,
+    "ollama": OllamaBackendSettings,
     "embedded": EmbeddedBackendSettings,
     "echo": EchoBackendSettings,
 }

@@ -1,0 +1,232 @@
+"""A stand-in for an Ollama server, on loopback. It is not Ollama: it runs no model and speaks its HTTP API alone.
+
+The shapes (paths, fields, NDJSON lines, error sentences) are those of Ollama 0.12's API as the official Python
+client and Ollama's own `api/types.go` have them; what the real server does in time and memory is not shown here.
+
+`/api/chat` answers `words` unless `chats` holds handlers: then each chat is answered by the next of them, the last
+one again and again. `routes` replaces any other path. A chat occupies its runner until it ends or its client goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from pylon.jobs.ports import Backend, Delta, Finished, GenerationRequest, Message
+from tests.support.openai_server import STREAM_END, Handler, ScriptedServer, Wire, answer, framed
+
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+DEFAULT_CONTEXT = 4096
+AT = "2025-11-01T12:00:00.000000Z"
+
+
+@dataclass
+class OllamaStandIn(ScriptedServer):
+    """What it has, what it can fetch, and what it was asked. `models` maps names to what they were trained for."""
+
+    has: dict[str, int] = field(default_factory=lambda: {"m:latest": 8192})
+    library: dict[str, int] = field(default_factory=dict)
+    words: tuple[str, ...] = ("a", "b")
+    loaded: dict[str, int] = field(default_factory=dict)  # a model's name to the context it is loaded with
+    runners: list[str] = field(default_factory=list)  # the models that are generating
+    freed: asyncio.Event = field(default_factory=asyncio.Event)
+    pull_steps: list[Callable[[], Any]] = field(default_factory=list)
+    _server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen, on the port of the last time."""
+        port = int(self.url.rpartition(":")[2]) if self.url else 0
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        """End as a killed process does: every connection is cut, every runner gone."""
+        assert self._server is not None
+        self._server.close()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks)
+        self.tasks.clear()
+        self.runners.clear()
+        self.loaded.clear()
+
+    def chatted(self) -> list[Wire]:
+        """The chats that were asked for."""
+        return [wire for wire in self.asked if wire.path == "/api/chat"]
+
+    def pulled(self) -> list[str]:
+        """The models that it was told to fetch."""
+        return [wire.json["model"] for wire in self.asked if wire.path == "/api/pull"]
+
+    def find(self, name: str) -> str | None:
+        """The name under which it has a model: `m` is `m:latest`."""
+        full = name if ":" in name else f"{name}:latest"
+        return full if full in self.has else None
+
+    def _handler(self, wire: Wire) -> Handler:
+        if wire.path in self.routes:
+            return self.routes[wire.path]
+        match wire.path:
+            case "/":
+                return answer(200, b"Ollama is running")
+            case "/api/version":
+                return answer(200, {"version": "0.12.6"})
+            case "/api/tags":
+                return answer(200, {"models": [_described(name) for name in self.has]})
+            case "/api/ps":
+                running = [{**_described(name), "context_length": size} for name, size in self.loaded.items()]
+                return answer(200, {"models": running})
+            case "/api/show":
+                return self._show
+            case "/api/pull":
+                return self._pull
+            case "/api/chat":
+                return self._chat
+            case _:
+                return answer(404, b"404 page not found")
+
+    async def _show(self, wire: Wire) -> None:
+        name = self.find(wire.json["model"])
+        if name is None:
+            await answer(404, {"error": f"model '{wire.json['model']}' not found"})(wire)
+            return
+        info = {"general.architecture": "llama", "llama.context_length": self.has[name]}
+        await answer(200, {"modelfile": "", "details": {}, "model_info": info, "capabilities": ["completion"]})(
+            wire
+        )
+
+    async def _chat(self, wire: Wire) -> None:
+        name = self.find(wire.json["model"])
+        if name is None:
+            await answer(404, {"error": f"model '{wire.json['model']}' not found"})(wire)
+            return
+        options = wire.json.get("options", {})
+        self.loaded[name] = min(options.get("num_ctx", DEFAULT_CONTEXT), self.has[name])
+        chat = self.chats.pop(0) if len(self.chats) > 1 else self.chats[0] if self.chats else self._generate
+        self.runners.append(name)
+        try:
+            await chat(wire)
+        finally:
+            if name in self.runners:
+                self.runners.remove(name)
+            self.freed.set()
+
+    async def _generate(self, wire: Wire) -> None:
+        """Answer `words`. A token is a word; a prompt that does not fit is cut, or refused where that is asked."""
+        asked = wire.json
+        context = next(reversed(self.loaded.values()))
+        prompt = sum(len(message["content"].split()) for message in asked["messages"])
+        if prompt > context and asked.get("truncate", True) is False:
+            await answer(400, {"error": "the input length exceeds the context length"})(wire)
+            return
+        most = asked["options"]["num_predict"]
+        parts = [said(word, model=asked["model"]) for word in self.words[:most]]
+        reason = "length" if len(self.words) > most else "stop"
+        end = done(min(prompt, context), len(parts), reason, model=asked["model"])
+        await lines(*parts, end)(wire)
+
+    async def _pull(self, wire: Wire) -> None:
+        model = wire.json["model"]
+        full = model if ":" in model else f"{model}:latest"
+        if full not in self.library:
+            await lines({"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"})(wire)
+            return
+        await wire.send(STREAM_HEAD + framed(line({"status": "pulling manifest"})))
+        for step in self.pull_steps:
+            made = step()
+            await wire.send(framed(line(await made if asyncio.iscoroutine(made) else made)))
+        self.has[full] = self.library[full]
+        await wire.send(framed(line({"status": "success"})) + STREAM_END)
+
+
+@asynccontextmanager
+async def ollama_stand_in(*chats: Handler) -> AsyncIterator[OllamaStandIn]:
+    """Run one for the length of the `async with`."""
+    stand_in = OllamaStandIn(chats=list(chats))
+    await stand_in.start()
+    try:
+        yield stand_in
+    finally:
+        await stand_in.stop()
+
+
+def _described(name: str) -> dict[str, Any]:
+    details = {"format": "gguf", "family": "llama", "parameter_size": "134.52M", "quantization_level": "Q4_1"}
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return {"name": name, "model": name, "modified_at": AT, "size": 1, "digest": digest, "details": details}
+
+
+# --- answers ---------------------------------------------------------------------------------------------------
+
+
+def line(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+
+
+def said(text: str | None, *, model: str = "m", **more: Any) -> dict[str, Any]:
+    """One piece of an answer; `more` goes into its message."""
+    message = {"role": "assistant", **({} if text is None else {"content": text}), **more}
+    return {"model": model, "created_at": AT, "message": message, "done": False}
+
+
+def done(prompt: Any, output: Any, reason: str | None = "stop", *, model: str = "m") -> dict[str, Any]:
+    """The end of an answer; what is None is left out, as Ollama leaves out what is zero."""
+    end = {**said("", model=model), "done": True, "total_duration": 5, "load_duration": 1}
+    counts = {"done_reason": reason, "prompt_eval_count": prompt, "eval_count": output}
+    return end | {key: value for key, value in counts.items() if value is not None}
+
+
+def lines(*parts: dict[str, Any] | bytes, end: bool = True) -> Handler:
+    """Answer 200 with these lines, each in a chunk of its own, bytes as they are; without `end` cut it off."""
+
+    async def handle(wire: Wire) -> None:
+        await wire.send(STREAM_HEAD)
+        for part in parts:
+            await wire.send(framed(part if isinstance(part, bytes) else line(part)))
+        if end:
+            await wire.send(STREAM_END)
+        else:
+            wire.cut()
+
+    return handle
+
+
+def engine(backend: Backend, model: str) -> Handler:
+    """Answer with what a real backend generates with its `model`, stopped when the client goes."""
+
+    async def handle(wire: Wire) -> None:
+        asked, options = wire.json, wire.json["options"]
+        request = GenerationRequest(
+            model,
+            tuple(Message(message["role"], message["content"]) for message in asked["messages"]),
+            max_tokens=options["num_predict"],
+            temperature=options.get("temperature"),
+            seed=options.get("seed"),
+        )
+
+        async def generate() -> None:
+            await wire.send(STREAM_HEAD)
+            async with aclosing(backend.generate(request)) as chunks:
+                async for chunk in chunks:
+                    match chunk:
+                        case Delta(text):
+                            part = said(text, model=asked["model"])
+                        case Finished(reason, prompt, output):
+                            part = done(prompt, output, reason.value, model=asked["model"])
+                    await wire.send(framed(line(part)))
+            await wire.send(STREAM_END)
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(generate)
+            await wire.gone()
+            tasks.cancel_scope.cancel()
+
+    return handle
