@@ -102,18 +102,19 @@ class Purchase:
         """Whether the job was paid as far as can be known: by us, or elsewhere, since its provider works on it."""
         return self._order.engaged or (self._taken is not None and self._taken in self._working)
 
-    async def follow(self) -> Result | None:
-        """Return the result, or None when nobody is left who could give one. The caller sets the time limit."""
+    async def follow(self) -> None:
+        """Follow the order to its end: a result, or nobody left to give one. The caller sets the time limit."""
         async with aclosing(self._order.updates()) as updates:
             async for update in updates:
-                await self._take(update)
-                if isinstance(update, Result):
-                    return update
-                if self._nobody_is_left():
-                    return None
-        return None
+                if await self.take(update):
+                    return
 
-    async def _take(self, update: Update) -> None:
+    async def take(self, update: Update) -> bool:
+        """Do what follows from one update. Returns whether the purchase has ended."""
+        await self._act(update)
+        return self._done or self._nobody_is_left()
+
+    async def _act(self, update: Update) -> None:
         match update:
             case PaymentRequired():
                 await self._payment_required(update)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from anyio.from_thread import start_blocking_portal
 
 from pylon.cli.app import run
 from pylon.cli.request import parse_amount, parse_params, read_prompt
+from pylon.cli.request_screen import GrowingText
 from pylon.nostr.event import Draft, parse_event
 from pylon.nostr.keys import SecretKey, encode_npub
 from pylon.nostr.nip90 import FeedbackStatus
@@ -509,3 +512,62 @@ def test_130_a_second_ctrl_c_ends_at_once(home: Path) -> None:
         assert process.stderr is not None
         assert process.stderr.read().splitlines()[-1].startswith("pylon: ended at once")
     assert process.returncode == 130
+
+
+# --- on a terminal --------------------------------------------------------------------------------------------
+
+
+def on_terminal(script: Script, *arguments: str) -> tuple[int, str, str]:
+    """Run the command with stdout on a terminal; return exit code, what the terminal got, and stderr."""
+    ours, theirs = pty.openpty()
+    with stall(script) as shop:
+        command = [sys.executable, "-m", "pylon", "request", "hi", "--relay", shop.url, *arguments]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE, timeout=30, check=False
+        )
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # what Linux says at the end of a terminal
+        while piece := os.read(ours, 65536):
+            seen += piece
+    os.close(ours)
+    return done.returncode, seen.decode().replace("\r\n", "\n"), done.stderr.decode()
+
+
+def test_a_terminal_gets_text_that_grows_and_is_not_repeated() -> None:
+    async def script(shop: Stall) -> None:
+        for number, text in enumerate(("The sea", "The sea is", "The sea is \x1b[2Jwide"), start=1):
+            shop.partial(text, number)
+        shop.result("The sea is \x1b[2Jwide.")
+
+    assert on_terminal(script, *TO_PROVIDER)[:2] == (0, "The sea is \\x1b[2Jwide.\n")
+
+
+def test_a_terminal_gets_the_whole_result_when_it_is_not_what_was_streamed() -> None:
+    async def script(shop: Stall) -> None:
+        shop.partial("First try", 1)
+        shop.partial("Second", 1, attempt=2)
+        shop.result("Third\n")
+
+    code, seen, err = on_terminal(script, *TO_PROVIDER)
+    assert code == 0
+    lines = seen.splitlines()
+    assert lines[-1] == "Third"
+    assert lines in (["First try", "Second", "Third"], ["Second", "Third"]), "a slow reader skips a partial"
+    assert "Third" not in err
+
+
+def test_growing_text() -> None:
+    out = io.StringIO()
+    text = GrowingText(out)
+    for piece in ("One ", "two "):
+        text.grow(piece, whole=False)  # a provider that sends pieces
+    text.grow("One two three", whole=True)
+    text.grow("One two three", whole=True)
+    text.finish("One two three, four")
+    text.end_line()
+    assert out.getvalue() == "One two three, four\n"
+    text.grow("Anew", whole=True)
+    text.restart()
+    text.grow("Anew", whole=True)
+    assert out.getvalue() == "One two three, four\nAnew\nAnew"
