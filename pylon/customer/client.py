@@ -24,7 +24,7 @@ from pylon.customer.conversation import Conversation, Drop
 from pylon.customer.payment import Payer, Receipt, Till
 from pylon.customer.updates import Partial, PaymentRequired, Update
 from pylon.jobs.ports import Clock
-from pylon.nostr.bolt11 import Network
+from pylon.nostr.bolt11 import InvoiceFacts, Network
 from pylon.nostr.event import Draft, Event
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import Filter
@@ -90,14 +90,18 @@ class Customer:
         """Return how each relay stands."""
         return self._pool.states()
 
+    def sign(self, draft: Draft) -> Event:
+        """Return a job request of this customer's, dated now. Raises `BadEvent` when it cannot be encoded."""
+        return draft.sign(self._key, int(self._clock()))
+
     @asynccontextmanager
-    async def order(self, draft: Draft) -> AsyncIterator[Order]:
+    async def order(self, draft: Draft | Event) -> AsyncIterator[Order]:
         """Publish a job request and yield the order; its replies are heard until the block ends.
 
-        The draft says everything: providers (`p`), bid, kind, input. Raises `NotPublished`, and
-        `nip90.BadRequest` when the draft is no job request. Leaving the block does not cancel the job.
+        The draft, or the event that `sign` made of it, says everything: providers (`p`), bid, kind, input. Raises
+        `NotPublished`, and `nip90.BadRequest` when it is no job request. Leaving the block does not cancel the job.
         """
-        request = draft.sign(self._key, int(self._clock()))
+        request = self.sign(draft) if isinstance(draft, Draft) else draft
         conversation = Conversation(request)
         till = Till(conversation.request.bid_msats, self._config.network, self._clock)
         order = Order(self, conversation, till)
@@ -128,6 +132,10 @@ class Customer:
     async def cancel(self, request: Event, reason: str = "") -> None:
         """Ask by kind 5 that a request of ours is cancelled. Raises `NotPublished`."""
         await self.publish(cancel_draft(request.id, request.kind, reason).sign(self._key, int(self._clock())))
+
+    def ask_again(self) -> None:
+        """Let the relays tell once more what they have stored; what was heard is not told twice."""
+        self._pool.refresh(_REPLIES)
 
     # --- what the relays tell -----------------------------------------------------------------------------------
 
@@ -171,6 +179,7 @@ class Order:
         self._till = till
         self._conversation = conversation
         self._waiting: deque[Update] = deque()
+        self._aside: deque[Update] = deque(maxlen=MAX_WAITING)  # what others said before one was taken
         self._something = anyio.Event()
 
     @property
@@ -196,6 +205,34 @@ class Order:
                 await self._something.wait()
             yield self._waiting.popleft()
 
+    @property
+    def providers(self) -> frozenset[str]:
+        """Whom the request is addressed to; none means that anybody may answer."""
+        return self._conversation.providers
+
+    @property
+    def engaged(self) -> bool:
+        """Whether a payment was made, is being made, or may have been made by `pay`."""
+        return self._till.engaged
+
+    async def check(self, asked: PaymentRequired) -> InvoiceFacts:
+        """Return what an invoice says. Raises `PaymentRefused` unless it is as asked, within the bid, payable."""
+        return await self._till.check(asked)
+
+    def take(self, provider: str | None) -> None:
+        """Hear only the provider whose invoice is paid elsewhere, or with None again all that may answer.
+
+        What the others say meanwhile is not lost: it is asked for again.
+        """
+        self._conversation.listen_only_to(provider)
+        if provider is not None:
+            self._set_others_aside(provider)
+            return
+        self._waiting.extendleft(reversed(self._aside))
+        self._aside.clear()
+        self._something.set()
+        self._customer.ask_again()
+
     async def pay(self, asked: PaymentRequired, payer: Payer) -> Receipt:
         """Check the invoice and pay it, once per request; afterwards only that provider is heard.
 
@@ -203,16 +240,20 @@ class Order:
         """
         # From before the payment on: nobody else must be able to answer in the place of who was paid.
         self._conversation.listen_only_to(asked.provider)
-        self._waiting = deque(update for update in self._waiting if update.provider == asked.provider)
+        self._set_others_aside(asked.provider)
         try:
             return await self._till.pay(asked, payer)
         finally:
             if not self._till.engaged:
-                self._conversation.listen_only_to(None)
+                self.take(None)
 
     async def cancel(self, reason: str = "") -> None:
         """Cancel the job by kind 5. Raises `NotPublished`."""
         await self._customer.cancel(self.request, reason)
+
+    def _set_others_aside(self, provider: str) -> None:
+        self._aside += (update for update in self._waiting if update.provider != provider)
+        self._waiting = deque(update for update in self._waiting if update.provider == provider)
 
     def hear(self, event: Event) -> str | None:
         """Take a reply; returns the reason when it is none. Synchronous and never raises."""
