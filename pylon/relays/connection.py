@@ -161,6 +161,8 @@ class Relay:
             self._end("slow: the relay does not read what we send")
         elif session.hopeless:
             self._end("too many frames that mean nothing")
+        elif session.throttled:
+            self._end("slow: the relay answers ever later since it refused an event")
         self._wake()
 
     def state(self) -> RelayState:
