@@ -57,7 +57,7 @@ async def check_backends(backends: Mapping[str, Backend]) -> dict[str, BackendSt
     return states
 
 
-async def run_trial(backend: Backend, request: GenerationRequest, *, start_timeout_s: float = 0.0) -> Trial:
+async def run_trial(backend: Backend, request: GenerationRequest, start_timeout_s: float = 0.0) -> Trial:
     """Run one request and measure it; an empty `request.model` means the first model that the backend lists.
 
     A backend that is loading is waited for, at most `start_timeout_s`. Raises `BackendError`.

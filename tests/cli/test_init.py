@@ -26,6 +26,8 @@ from pylon.cli.proposals import FoundServer, Offer, find_servers, proposal_toml
 from pylon.settings import load_settings
 from pylon.settings.example import render_example, uncommented
 from pylon.settings.identity_file import read_identity
+from tests.support import model_servers as servers
+from tests.support.model_servers import model_server
 from tests.support.openai_server import Handler, ScriptedServer, answer, hang, raw, scripted_server
 
 WORDS = "leader monkey parrot ring guide accident before fence cannon height naive bean"
@@ -251,6 +253,37 @@ async def test_selling_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert await anyio.to_thread.run_sync(run, ["init", "--sell", "b"]) == 0
     (model,) = load_settings().settings.models
     assert (model.name, model.name_at_backend) == ("b", "/x/b.gguf")
+
+
+async def test_what_is_found_is_proposed_as_what_it_is() -> None:
+    async with (
+        model_server(servers.OLLAMA) as ollama,
+        model_server(servers.LLAMA_CPP) as llama,
+        server_with("a") as one,
+        server_with("b") as two,
+    ):
+        found = await find_servers([Place(each.url, "vLLM") for each in (ollama, llama, one, two)])
+    assert [(server.name, server.title, server.backend_kind, server.url) for server in found] == [
+        ("ollama", "Ollama", "openai", f"{ollama.url}/v1"),
+        ("llama-cpp", "llama.cpp", "openai", f"{llama.url}/v1"),
+        ("openai", "OpenAI-compatible server", "openai", f"{one.url}/v1"),
+        ("openai-2", "OpenAI-compatible server", "openai", f"{two.url}/v1"),
+    ]
+    assert [offer.name for offer in found[0].offers] == ["qwen3:8b"], "a model that only embeds writes no text"
+
+
+async def test_models_of_two_servers_go_to_two_backends(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with server_with("a") as first, server_with("b") as second, server_with("c") as third:
+        monkeypatch.setattr(detect, "KNOWN_PLACES", (Place(first.url, ""),))
+        assert await anyio.to_thread.run_sync(run, ["init", "--sell", "a"]) == 0
+        monkeypatch.setattr(detect, "KNOWN_PLACES", tuple(Place(each.url, "") for each in (second, third, first)))
+        assert await anyio.to_thread.run_sync(run, ["init", "--sell", "b", "--sell", "c"]) == 0
+        settings = load_settings().settings
+        urls = [f"{server.url}/v1" for server in (first, second, third)]
+    assert [getattr(backend, "url", None) for backend in settings.backends] == urls
+    names = [backend.name for backend in settings.backends]
+    assert len(set(names)) == 3
+    assert [(model.name, model.backend) for model in settings.models] == list(zip("abc", names, strict=True))
 
 
 def test_what_is_not_found_cannot_be_sold(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
