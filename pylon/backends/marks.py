@@ -172,10 +172,12 @@ def _readiness(kind: ServerKind, answers: Answers, models: tuple[DetectedModel, 
 def _what_else(answers: Answers) -> str:
     statuses = {answer.status for answer in answers.values()}
     if statuses and statuses <= _NO_KEY:
-        return "wants a login for everything, so it cannot tell what it is"
+        return "wants a login for everything, so nothing tells what it is"
+    if MODELS in answers and answers[MODELS].status in _NO_KEY:
+        return "wants a key for /v1/models: configure it with its api_key, to see what it is"
     server = next((answer.headers.get("server", "") for answer in answers.values()), "")
-    named = f" (its server: {printable(server, limit=40)})" if server else ""
-    return f"answers HTTP but is no model server known here{named}"
+    named = f"{printable(server, limit=40)}: " if server else ""
+    return f"{named}no model server known here"
 
 
 # --- which program it is ----------------------------------------------------------------------------------------
@@ -237,7 +239,8 @@ def _is_openai(answers: Answers) -> bool:
     listing = _object(answers, MODELS)
     entries = listing.get("data")
     if not isinstance(entries, list) or listing.get("error"):
-        return False
+        # One that wants a key for its list may describe its API without.
+        return "/v1/chat/completions" in _dict(_object(answers, OPENAPI).get("paths"))
     return any(True for _ in _entries(entries, "id")) or (not entries and listing.get("object") == "list")
 
 

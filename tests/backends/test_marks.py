@@ -99,6 +99,11 @@ def test_ollama_needs_both_of_its_marks(lost: str) -> None:
     assert found(routes).kind is ServerKind.OPENAI
 
 
+def test_localai_that_imitates_ollama_is_localai() -> None:
+    imitation = {path: servers.OLLAMA[path] for path in ("/", "/api/version", "/api/tags")}
+    assert found({**servers.LOCALAI, **imitation}).kind is ServerKind.LOCALAI
+
+
 def test_owned_by_vllm_alone_is_not_vllm() -> None:
     assert found({"/v1/models": servers.VLLM["/v1/models"]}).kind is ServerKind.OPENAI
     assert found({"/version": servers.VLLM["/version"]}).kind is None
@@ -144,6 +149,9 @@ def test_a_server_that_wants_a_key_is_locked() -> None:
     llama = found({"/": (404, b""), "/health": (200, {"status": "ok"}), "*": denied}, server="llama.cpp")
     assert (llama.kind, llama.readiness, llama.models) == (ServerKind.LLAMA_CPP, Readiness.LOCKED, ())
     assert "api_key" in llama.detail
+    described = {"info": {"title": "FastAPI"}, "paths": {"/v1/models": {}, "/v1/chat/completions": {}}}
+    vllm = found({**servers.VLLM, "/v1/models": denied, "/openapi.json": (200, described)})
+    assert (vllm.kind, vllm.readiness) == (ServerKind.OPENAI, Readiness.LOCKED)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +159,7 @@ def test_a_server_that_wants_a_key_is_locked() -> None:
     [
         (
             {"*": (200, b"<html><h1>Welcome to nginx!</h1></html>")},
-            "no model server known here (its server: nginx)",
+            "nginx: no model server known here",
         ),
         ({"*": (404, b"not found")}, "no model server"),
         ({"*": (200, {"status": "ok"})}, "no model server"),
@@ -162,6 +170,7 @@ def test_a_server_that_wants_a_key_is_locked() -> None:
         ({"*": (200, {"object": "list", "data": [{"id": "x"}], "error": "no"})}, "no model server"),
         ({"*": (302, b"")}, "no model server"),
         ({"*": (401, b"who are you?")}, "wants a login for everything"),
+        ({"/v1/models": (401, b"")}, "wants a key for /v1/models"),
     ],
 )
 def test_what_answers_is_not_for_that_a_model_server(routes: Routes, said: str) -> None:

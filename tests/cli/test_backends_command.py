@@ -91,7 +91,7 @@ async def test_detect_tells_what_answers_what_does_not_and_what_is_nothing_of_th
     assert lines[0] == "Servers"
     assert lines[1].split() == ["address", "state", "what", "answers", "models"]
     assert lines[2].split("  ")[1:3] == [nginx.url, "not that API"]
-    assert lines[2].endswith("(its server: nginx); usually llama.cpp, LocalAI")
+    assert lines[2].endswith("nginx: no model server known here; usually llama.cpp, LocalAI")
     assert lines[3].split() == [ollama.url, "ready", "Ollama", "0.12.3", "2"]
     assert lines[4].split() == ["http://127.0.0.1:9", "not", "running", "usually", "Jan"]
     at = lines.index(f"Models of Ollama 0.12.3 at {ollama.url}")
