@@ -78,6 +78,17 @@ async def test_a_key_goes_to_its_own_place_only() -> None:
         assert {wire.headers.get("authorization") for wire in other.asked} == {None}
 
 
+async def test_no_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with model_server(servers.VLLM) as server, scripted_server() as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        (finding,) = await look(server.url)
+        assert finding.kind is ServerKind.VLLM
+        assert proxy.asked == []
+
+
 PAGE = b"<html><body><h1>Welcome to nginx!</h1></body></html>"
 FLOOD = b'{"object":"list","data":[' + b'{"id":"x"},' * 1_000_000 + b'{"id":"x"}]}'
 
