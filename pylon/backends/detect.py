@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import anyio
 import httpx
 
-from pylon.backends.marks import FIRST_ASKS, Answer, Ask, Finding, Readiness, further_asks, judge
+from pylon.backends.marks import Finding, Readiness, further_asks, judge
 from pylon.backends.openai_wire import normalise_url
+from pylon.backends.probing import FIRST_ASKS, Answer, Ask
 from pylon.backends.sse import BadStream, read_bounded
 
 _FIRST_TIMEOUT_S: Final = 1.0

@@ -7,14 +7,38 @@ others, so the order in which the marks are looked at matters (`_MARKS`). Nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
-from pylon.backends.openai_wire import MAX_MODEL_NAME, MAX_MODELS, context_of, is_count
+from pylon.backends.openai_wire import MAX_MODEL_NAME, MAX_MODELS, context_of
+from pylon.backends.probing import (
+    HEALTH,
+    KOBOLD_CONTEXT,
+    KOBOLD_VERSION,
+    LM_STUDIO_MODELS,
+    MODELS,
+    OLLAMA_TAGS,
+    OLLAMA_VERSION,
+    OPENAPI,
+    PROPS,
+    ROOT,
+    SYSTEM,
+    VERSION,
+    Answers,
+    Ask,
+    as_count,
+    as_dict,
+    as_list,
+    as_word,
+    as_words,
+    body_of,
+    named_entries,
+    object_of,
+)
 from pylon.text import printable
 
 MAX_SHOWN: Final = 32
@@ -88,48 +112,9 @@ class Finding:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A question to a server: a GET, or a POST of a JSON `body`."""
-
-    path: str
-    body: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back. Header names are in lower case; the body is empty when it could not be read."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = b""
-
-
-Answers = Mapping[Ask, Answer]
-
-ROOT: Final = Ask("/")
-HEALTH: Final = Ask("/health")
-MODELS: Final = Ask("/v1/models")
-PROPS: Final = Ask("/props")
-VERSION: Final = Ask("/version")
-OPENAPI: Final = Ask("/openapi.json")
-SYSTEM: Final = Ask("/system")
-OLLAMA_VERSION: Final = Ask("/api/version")
-OLLAMA_TAGS: Final = Ask("/api/tags")
-LM_STUDIO_MODELS: Final = Ask("/api/v0/models")
-KOBOLD_VERSION: Final = Ask("/api/extra/version")
-KOBOLD_CONTEXT: Final = Ask("/api/extra/true_max_context_length")
-
-FIRST_ASKS: Final = (
-    *(ROOT, HEALTH, MODELS, PROPS, VERSION, OPENAPI, SYSTEM),
-    *(OLLAMA_VERSION, OLLAMA_TAGS, LM_STUDIO_MODELS, KOBOLD_VERSION),
-)
-"""What every place is asked; which of them answers, and how, is the mark."""
-
 _EMBEDDING: Final = frozenset({"embedding", "embeddings"})
 _LOCALAI_VERSION: Final = re.compile(r"v?\d+\.\d+\.\d+\S* \([0-9a-f]{6,40}\)")
 _NO_KEY: Final = frozenset({401, 403})
-_MAX_WORD: Final = 64
 
 
 def further_asks(finding: Finding) -> tuple[Ask, ...]:
@@ -155,7 +140,7 @@ def judge(answers: Answers) -> Finding:
 
 def _readiness(kind: ServerKind, answers: Answers, models: tuple[DetectedModel, ...]) -> tuple[Readiness, str]:
     health = answers.get(HEALTH)
-    if kind is ServerKind.APPLE_FM and _object(answers, HEALTH).get("model_available") is False:
+    if kind is ServerKind.APPLE_FM and object_of(answers, HEALTH).get("model_available") is False:
         return Readiness.NOT_READY, "says that Apple's model is not available: is Apple Intelligence on?"
     if health is not None and health.status == 503:
         return Readiness.NOT_READY, "says that it is not ready (503): it is loading its model, or failed to"
@@ -166,6 +151,8 @@ def _readiness(kind: ServerKind, answers: Answers, models: tuple[DetectedModel, 
         return Readiness.NOT_READY, "did not list its models in time"
     if listing.status in _NO_KEY:
         return Readiness.LOCKED, "wants an API key: configure it with its api_key"
+    if listing.status != 200:
+        return Readiness.NOT_READY, f"answers {listing.status} when it is asked for its models"
     return Readiness.NOT_READY, "lists no models"
 
 
@@ -184,40 +171,41 @@ def _what_else(answers: Answers) -> str:
 
 
 def _is_koboldcpp(answers: Answers) -> bool:
-    return _object(answers, KOBOLD_VERSION).get("result") == "KoboldCpp"
+    return object_of(answers, KOBOLD_VERSION).get("result") == "KoboldCpp"
 
 
 def _is_localai(answers: Answers) -> bool:
-    system, version = _object(answers, SYSTEM), _object(answers, VERSION).get("version")
+    system, version = object_of(answers, SYSTEM), object_of(answers, VERSION).get("version")
     if isinstance(system.get("backends"), list) and "loaded_models" in system:
         return True
-    return isinstance(version, str) and _LOCALAI_VERSION.fullmatch(version) is not None
+    # Older ones have no /system; many a server has a version of that form, but not with OpenAI's API.
+    return isinstance(version, str) and bool(_LOCALAI_VERSION.fullmatch(version)) and _is_openai(answers)
 
 
 def _is_llama_cpp(answers: Answers) -> bool:
     if any(answers[ask].headers.get("server") == "llama.cpp" for ask in (HEALTH, MODELS, PROPS) if ask in answers):
         return True
-    props = _object(answers, PROPS)  # behind a proxy, which writes its own name over the header
+    props = object_of(answers, PROPS)  # behind a proxy, which writes its own name over the header
     settings = props.get("default_generation_settings")
     return (isinstance(settings, dict) and "total_slots" in props) or "llamacpp" in _owners(answers)
 
 
 def _is_ollama(answers: Answers) -> bool:
-    version = _object(answers, OLLAMA_VERSION).get("version")
-    return isinstance(version, str) and _body(answers, ROOT).strip() == b"Ollama is running"
+    version = object_of(answers, OLLAMA_VERSION).get("version")
+    return isinstance(version, str) and body_of(answers, ROOT).strip() == b"Ollama is running"
 
 
 def _is_lm_studio(answers: Answers) -> bool:
-    entries = _list(_object(answers, LM_STUDIO_MODELS).get("data"))
+    entries = as_list(object_of(answers, LM_STUDIO_MODELS).get("data"))
     if any(isinstance(entry, dict) and "state" in entry and "type" in entry for entry in entries):
         return True
     # It answers 200 to whatever it does not have, and this in the body.
-    said = _object(answers, ROOT).get("error")
+    said = object_of(answers, ROOT).get("error")
     return isinstance(said, str) and said.startswith("Unexpected endpoint or method. (GET /")
 
 
 def _is_vllm(answers: Answers) -> bool:
-    return isinstance(_object(answers, VERSION).get("version"), str) and "vllm" in _owners(answers)
+    return isinstance(object_of(answers, VERSION).get("version"), str) and "vllm" in _owners(answers)
 
 
 def _is_llama_cpp_python(answers: Answers) -> bool:
@@ -229,19 +217,29 @@ def _is_jan(answers: Answers) -> bool:
 
 
 def _is_apple_fm(answers: Answers) -> bool:
-    health = _object(answers, HEALTH)
+    health = object_of(answers, HEALTH)
     if isinstance(health.get("model_available"), bool) and health.get("platform") == "macOS":
         return True
     return {owner.casefold() for owner in _owners(answers)} == {"apple"}
 
 
 def _is_openai(answers: Answers) -> bool:
-    listing = _object(answers, MODELS)
+    listing = object_of(answers, MODELS)
     entries = listing.get("data")
     if not isinstance(entries, list) or listing.get("error"):
         # One that wants a key for its list may describe its API without.
-        return "/v1/chat/completions" in _dict(_object(answers, OPENAPI).get("paths"))
-    return any(True for _ in _entries(entries, "id")) or (not entries and listing.get("object") == "list")
+        return "/v1/chat/completions" in as_dict(object_of(answers, OPENAPI).get("paths"))
+    return any(True for _ in named_entries(entries, "id")) or (not entries and listing.get("object") == "list")
+
+
+def _owners(answers: Answers) -> set[str]:
+    entries = named_entries(object_of(answers, MODELS).get("data"), "id")
+    return {owner for _, entry in entries if isinstance(owner := entry.get("owned_by"), str)}
+
+
+def _api_title(answers: Answers) -> str:
+    title = as_dict(object_of(answers, OPENAPI).get("info")).get("title")
+    return title if isinstance(title, str) else ""
 
 
 _MARKS: Final[Mapping[ServerKind, Callable[[Answers], bool]]] = {
@@ -265,46 +263,46 @@ _MARKS: Final[Mapping[ServerKind, Callable[[Answers], bool]]] = {
 def _version(kind: ServerKind, answers: Answers) -> str | None:
     match kind:
         case ServerKind.OLLAMA:
-            said = _object(answers, OLLAMA_VERSION).get("version")
+            said = object_of(answers, OLLAMA_VERSION).get("version")
         case ServerKind.KOBOLDCPP:
-            said = _object(answers, KOBOLD_VERSION).get("version")
+            said = object_of(answers, KOBOLD_VERSION).get("version")
         case ServerKind.VLLM | ServerKind.LOCALAI:
-            said = _object(answers, VERSION).get("version")
+            said = object_of(answers, VERSION).get("version")
         case ServerKind.LLAMA_CPP:
-            said = _object(answers, PROPS).get("build_info")
+            said = object_of(answers, PROPS).get("build_info")
         case ServerKind.APPLE_FM:
-            said = _object(answers, HEALTH).get("version")
+            said = object_of(answers, HEALTH).get("version")
         case _:
             said = None
-    return _word(said)
+    return as_word(said)
 
 
 def _openai_models(answers: Answers) -> tuple[DetectedModel, ...]:
     found: dict[str, DetectedModel] = {}
-    for name, entry in _entries(_object(answers, MODELS).get("data"), "id"):
-        meta = _dict(entry.get("meta"))
+    for name, entry in named_entries(object_of(answers, MODELS).get("data"), "id"):
+        meta = as_dict(entry.get("meta"))
         model = DetectedModel(
             name,
-            size_bytes=_count(meta.get("size")),
-            quantization=_word(meta.get("ftype")),
+            size_bytes=as_count(meta.get("size")),
+            quantization=as_word(meta.get("ftype")),
             context_tokens=context_of(entry),
-            capabilities=_words(entry.get("capabilities")),
+            capabilities=as_words(entry.get("capabilities")),
         )
-        for alias in (name, *_words(entry.get("aliases"), MAX_MODEL_NAME)):
+        for alias in (name, *as_words(entry.get("aliases"), MAX_MODEL_NAME)):
             found.setdefault(alias, replace(model, name=alias))
     return tuple(found.values())[:MAX_MODELS]
 
 
 def _llama_cpp_models(answers: Answers) -> tuple[DetectedModel, ...]:
     # Its list has a second half in Ollama's form, which alone tells the capabilities.
-    told = dict(_entries(_object(answers, MODELS).get("models"), "name"))
-    props = _object(answers, PROPS)
-    slot = _count(_dict(props.get("default_generation_settings")).get("n_ctx")) or _count(props.get("n_ctx"))
+    told = dict(named_entries(object_of(answers, MODELS).get("models"), "name"))
+    props = object_of(answers, PROPS)
+    slot = as_count(as_dict(props.get("default_generation_settings")).get("n_ctx")) or as_count(props.get("n_ctx"))
     return tuple(
         replace(
             model,
             context_tokens=model.context_tokens or slot or None,
-            capabilities=model.capabilities or _words(_dict(told.get(model.name)).get("capabilities")),
+            capabilities=model.capabilities or as_words(as_dict(told.get(model.name)).get("capabilities")),
         )
         for model in _openai_models(answers)
     )
@@ -312,18 +310,18 @@ def _llama_cpp_models(answers: Answers) -> tuple[DetectedModel, ...]:
 
 def _ollama_models(answers: Answers) -> tuple[DetectedModel, ...]:
     found: dict[str, DetectedModel] = {}
-    for name, entry in _entries(_object(answers, OLLAMA_TAGS).get("models"), "name"):
-        shown = _object(answers, _show(name))
-        info = _dict(shown.get("model_info"))
-        context = _count(info.get(f"{info.get('general.architecture')}.context_length"))
+    for name, entry in named_entries(object_of(answers, OLLAMA_TAGS).get("models"), "name"):
+        shown = object_of(answers, _show(name))
+        info = as_dict(shown.get("model_info"))
+        context = as_count(info.get(f"{info.get('general.architecture')}.context_length"))
         found.setdefault(
             name,
             DetectedModel(
                 name,
-                size_bytes=_count(entry.get("size")),
-                quantization=_word(_dict(entry.get("details")).get("quantization_level")),
+                size_bytes=as_count(entry.get("size")),
+                quantization=as_word(as_dict(entry.get("details")).get("quantization_level")),
                 context_tokens=context or None,
-                capabilities=_words(shown.get("capabilities")),
+                capabilities=as_words(shown.get("capabilities")),
             ),
         )
     return tuple(found.values())
@@ -336,13 +334,13 @@ def _show(model: str) -> Ask:
 def _lm_studio_models(answers: Answers) -> tuple[DetectedModel, ...]:
     kinds = {"llm": ("completion",), "vlm": ("completion", "vision"), "embeddings": ("embedding",)}
     found: dict[str, DetectedModel] = {}
-    for name, entry in _entries(_object(answers, LM_STUDIO_MODELS).get("data"), "id"):
+    for name, entry in named_entries(object_of(answers, LM_STUDIO_MODELS).get("data"), "id"):
         # What it is loaded with; without that, what it could be loaded with.
-        context = _count(entry.get("loaded_context_length")) or _count(entry.get("max_context_length"))
-        extra = tuple(word for word in _words(entry.get("capabilities")) if word != "completion")
+        context = as_count(entry.get("loaded_context_length")) or as_count(entry.get("max_context_length"))
+        extra = tuple(word for word in as_words(entry.get("capabilities")) if word != "completion")
         model = DetectedModel(
             name,
-            quantization=_word(entry.get("quantization")),
+            quantization=as_word(entry.get("quantization")),
             context_tokens=context or None,
             capabilities=kinds.get(str(entry.get("type")), ()) + extra,
         )
@@ -351,7 +349,7 @@ def _lm_studio_models(answers: Answers) -> tuple[DetectedModel, ...]:
 
 
 def _koboldcpp_models(answers: Answers) -> tuple[DetectedModel, ...]:
-    context = _count(_object(answers, KOBOLD_CONTEXT).get("value")) or None
+    context = as_count(object_of(answers, KOBOLD_CONTEXT).get("value")) or None
     models = _openai_models(answers)
     # Without a model loaded it lists one that is called "inactive".
     return tuple(
@@ -368,58 +366,3 @@ _READERS: Final[Mapping[ServerKind, Callable[[Answers], tuple[DetectedModel, ...
     ServerKind.KOBOLDCPP: _koboldcpp_models,
 }
 """Who tells more of its models than OpenAI's list has room for."""
-
-
-# --- values that may be anything --------------------------------------------------------------------------------
-
-
-def _body(answers: Answers, ask: Ask) -> bytes:
-    """Return the body of a 200 answer, empty when there is none."""
-    answer = answers.get(ask)
-    return answer.body if answer is not None and answer.status == 200 else b""
-
-
-def _object(answers: Answers, ask: Ask) -> dict[str, Any]:
-    """Return the JSON object of a 200 answer, empty when it is anything else."""
-    try:
-        return _dict(orjson.loads(_body(answers, ask)))
-    except orjson.JSONDecodeError:
-        return {}
-
-
-def _dict(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _entries(value: object, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a list that have a usable name under `key`, at most `MAX_MODELS` of them."""
-    for entry in _list(value)[:MAX_MODELS]:
-        name = _dict(entry).get(key)
-        if isinstance(name, str) and 0 < len(name) <= MAX_MODEL_NAME:
-            yield name, entry
-
-
-def _owners(answers: Answers) -> set[str]:
-    entries = _entries(_object(answers, MODELS).get("data"), "id")
-    return {owner for _, entry in entries if isinstance(owner := entry.get("owned_by"), str)}
-
-
-def _api_title(answers: Answers) -> str:
-    title = _dict(_object(answers, OPENAPI).get("info")).get("title")
-    return title if isinstance(title, str) else ""
-
-
-def _count(value: object) -> int | None:
-    return value if is_count(value) else None
-
-
-def _word(value: object) -> str | None:
-    return value if isinstance(value, str) and 0 < len(value) <= _MAX_WORD else None
-
-
-def _words(value: object, limit: int = _MAX_WORD) -> tuple[str, ...]:
-    return tuple(word for word in _list(value)[:16] if isinstance(word, str) and 0 < len(word) <= limit)

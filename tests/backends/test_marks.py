@@ -10,24 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylon.backends.marks import (
-    FIRST_ASKS,
-    HEALTH,
-    KOBOLD_CONTEXT,
-    MAX_SHOWN,
-    MODELS,
-    PROPS,
-    ROOT,
-    Answer,
-    Ask,
-    DetectedModel,
-    Finding,
-    Readiness,
-    ServerKind,
-    further_asks,
-    judge,
-)
+from pylon.backends.marks import MAX_SHOWN, DetectedModel, Finding, Readiness, ServerKind, further_asks, judge
 from pylon.backends.openai_wire import MAX_MODEL_NAME, MAX_MODELS
+from pylon.backends.probing import FIRST_ASKS, HEALTH, KOBOLD_CONTEXT, MODELS, PROPS, ROOT, Answer, Ask
 from tests.support import model_servers as servers
 from tests.support.model_servers import BY_KIND, Routes, answers_of, listing
 
@@ -99,6 +84,12 @@ def test_ollama_needs_both_of_its_marks(lost: str) -> None:
     assert found(routes).kind is ServerKind.OPENAI
 
 
+def test_the_form_of_localais_version_is_no_mark_by_itself() -> None:
+    version = {"/version": servers.LOCALAI["/version"]}
+    assert found(version).kind is None
+    assert found({**version, "/v1/models": servers.LOCALAI["/v1/models"]}).kind is ServerKind.LOCALAI
+
+
 def test_localai_that_imitates_ollama_is_localai() -> None:
     imitation = {path: servers.OLLAMA[path] for path in ("/", "/api/version", "/api/tags")}
     assert found({**servers.LOCALAI, **imitation}).kind is ServerKind.LOCALAI
@@ -138,6 +129,8 @@ def test_a_server_without_models_is_not_ready() -> None:
     for routes in ({**servers.OLLAMA, "/api/tags": (200, {"models": []})}, {"/v1/models": (200, listing())}):
         finding = found(routes)
         assert (finding.readiness, finding.detail) == (Readiness.NOT_READY, "lists no models")
+    broken = found({**servers.VLLM, **servers.JAN, "/v1/models": (500, b"oh")})
+    assert broken.detail == "answers 500 when it is asked for its models"
     late = answers_of(servers.JAN, tuple(ask for ask in FIRST_ASKS if ask != MODELS))
     assert judge(late).detail == "did not list its models in time"
 

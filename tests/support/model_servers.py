@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from pylon.backends.marks import Answer, Ask, ServerKind
+from pylon.backends.marks import ServerKind
+from pylon.backends.probing import Answer, Ask
 from tests.support.openai_server import Handler, ScriptedServer, Wire, answer, scripted_server
 
 LLAMA_HEADER = "Server: llama.cpp"
