@@ -28,6 +28,7 @@ from pylon.backends.probing import (
     ROOT,
     SYSTEM,
     VERSION,
+    Answer,
     Answers,
     Ask,
     as_count,
@@ -114,6 +115,7 @@ class Finding:
 
 _EMBEDDING: Final = frozenset({"embedding", "embeddings"})
 _LOCALAI_VERSION: Final = re.compile(r"v?\d+\.\d+\.\d+\S* \([0-9a-f]{6,40}\)")
+_LISTS: Final[Mapping[ServerKind, Ask]] = {ServerKind.OLLAMA: OLLAMA_TAGS}  # of the others it is OpenAI's
 _NO_KEY: Final = frozenset({401, 403})
 
 
@@ -144,9 +146,11 @@ def _readiness(kind: ServerKind, answers: Answers, models: tuple[DetectedModel, 
         return Readiness.NOT_READY, "says that Apple's model is not available: is Apple Intelligence on?"
     if health is not None and health.status == 503:
         return Readiness.NOT_READY, "says that it is not ready (503): it is loading its model, or failed to"
-    if models:
-        return Readiness.READY, ""
-    listing = answers.get(OLLAMA_TAGS if kind is ServerKind.OLLAMA else MODELS)
+    return (Readiness.READY, "") if models else _why_none(answers.get(_LISTS.get(kind, MODELS)))
+
+
+def _why_none(listing: Answer | None) -> tuple[Readiness, str]:
+    """Return why a server has no models, by what it answered when it was asked for them."""
     if listing is None:
         return Readiness.NOT_READY, "did not list its models in time"
     if listing.status in _NO_KEY:
