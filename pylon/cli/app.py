@@ -32,6 +32,9 @@ COMMANDS: Final = {
     "start": LazyCommand("pylon.cli.start", "command", "Run the daemon in the foreground.", "pylon start --free"),
     "stop": LazyCommand("pylon.cli.stop", "command", "Stop the daemon gracefully.", "pylon stop --timeout 60"),
     "status": LazyCommand("pylon.cli.status", "command", "Show what is going on.", "pylon status --json"),
+    "backends": LazyCommand(
+        "pylon.cli.backends", "app", "Find, list and try model servers.", "pylon backends detect"
+    ),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
     "demo": LazyCommand(
@@ -83,6 +86,7 @@ def _root(
         ctx.default_map = {
             "start": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
+            "backends": {verb: {"config": config} for verb in ("detect", "list", "test")},
         }
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
