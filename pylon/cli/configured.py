@@ -67,9 +67,9 @@ def configured_backends(settings: Settings, paths: Paths) -> tuple[ConfiguredBac
 
 def _sold(settings: Settings, backend: str, now: BackendNow) -> Iterator[SoldModel]:
     for model in settings.models:
-        if model.backend == backend:
-            there = model.name_at_backend
-            yield SoldModel(model.name, there, now.state == "ready" and there in now.listed)
+        for name, there in model.routes:
+            if name == backend:
+                yield SoldModel(model.name, there, now.state == "ready" and there in now.listed)
 
 
 def _states(settings: Settings, paths: Paths) -> dict[str, BackendNow]:
@@ -126,10 +126,10 @@ def model_at_backend(settings: Settings, backend: str, model: str | None) -> str
 
     Without a model it is the first that is sold there, or empty when none is.
     """
-    sold = [each for each in settings.models if each.backend == backend]
+    sold = [(each, there) for each in settings.models for name, there in each.routes if name == backend]
     if model is None:
-        return sold[0].name_at_backend if sold else ""
-    return next((each.name_at_backend for each in sold if model in (each.name, *each.aliases)), model)
+        return sold[0][1] if sold else ""
+    return next((there for each, there in sold if model in (each.name, *each.aliases)), model)
 
 
 def backend_for_trial(settings: Settings, paths: Paths, chosen: BackendSettings) -> tuple[Backend, float, str]:

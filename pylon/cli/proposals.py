@@ -61,9 +61,11 @@ async def find_servers(places: Sequence[Place] | None = None) -> list[FoundServe
 def _proposed_backend(kind: ServerKind, root: str) -> tuple[str, str]:
     """Return the kind of backend that is proposed for a server, and its url in the settings.
 
-    The one place that chooses: every server known here speaks OpenAI's chat completions.
+    The one place that chooses: Ollama has an API of its own, all others speak OpenAI's chat completions.
     """
-    return "openai", f"{root}/v1"
+    from pylon.backends.marks import ServerKind
+
+    return ("ollama", root) if kind is ServerKind.OLLAMA else ("openai", f"{root}/v1")
 
 
 def _offers(models: Iterable[DetectedModel]) -> tuple[Offer, ...]:

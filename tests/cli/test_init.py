@@ -264,7 +264,7 @@ async def test_what_is_found_is_proposed_as_what_it_is() -> None:
     ):
         found = await find_servers([Place(each.url, "vLLM") for each in (ollama, llama, one, two)])
     assert [(server.name, server.title, server.backend_kind, server.url) for server in found] == [
-        ("ollama", "Ollama", "openai", f"{ollama.url}/v1"),
+        ("ollama", "Ollama", "ollama", ollama.url),
         ("llama-cpp", "llama.cpp", "openai", f"{llama.url}/v1"),
         ("openai", "OpenAI-compatible server", "openai", f"{one.url}/v1"),
         ("openai-2", "OpenAI-compatible server", "openai", f"{two.url}/v1"),
