@@ -61,6 +61,18 @@ class RequestScreen:
         """Whether the request may have reached a relay."""
         return self._request is not None
 
+    @property
+    def provider(self) -> str:
+        """The npub of the provider heard last; after a payment that is who was paid."""
+        return "" if self._provider is None else encode_npub(self._provider)
+
+    def resumes(self, order: Order, relays: tuple[str, ...]) -> None:
+        """Tell that a request was found."""
+        self._order, self._request, self._relays = order, order.request, relays
+        self._status = "published"
+        self._tell("request", f"kind {order.request.kind}, job {order.id}, of {moment(order.request.created_at)}")
+        self._tell("", f"found on {', '.join(relays)}; waiting for its result")
+
     def asks(self, request: Event, relays: tuple[str, ...]) -> None:
         """Tell that the request goes out."""
         self._request, self._relays = request, relays
