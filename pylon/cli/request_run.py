@@ -155,7 +155,10 @@ class _Session:
             with self._work:
                 outcome = await self._buy(payer)
             if self._work.cancelled_caught and self._screen.asked:
-                outcome = Outcome(Reason.CANCELLED, f"cancelled{await self._cancel()}")
+                told = await self._cancel()
+                unpaid = self._purchase is not None and self._purchase.standing is Standing.UNPAID
+                shown = ": do not pay the invoice any more" if unpaid and self._screen.invoice_shown else ""
+                outcome = Outcome(Reason.CANCELLED, f"interrupted{told}{shown}")
             return outcome
 
     async def _buy(self, payer: WalletPayer | None) -> Outcome:

@@ -142,7 +142,7 @@ class RequestScreen:
         self._tell("invoice", f"{sats(asked.amount_msats or 0)} to {encode_npub(asked.provider)}")
         if asked.info:
             self._tell("", printable(asked.info, limit=_INFO_LIMIT))
-        self._tell("", f"checked: amount, bid, network ({facts.network}), open until {moment(facts.expires_at)}")
+        self._tell("", f"checked: for this amount, on {facts.network}, open until {moment(facts.expires_at)}")
         self._tell("", "pay it with any wallet, and the job goes on by itself:")
         self._story.say(printable(asked.bolt11, limit=len(asked.bolt11 or "")), Paint.BOLD)
 

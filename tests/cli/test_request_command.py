@@ -559,7 +559,7 @@ def test_130_ctrl_c_cancels_the_job(home: Path) -> None:
         assert process.returncode == 130
         assert shop.cancelled()
     assert json.loads(out)["exit_reason"] == "cancelled"
-    assert err == "pylon: cancelled; the job is cancelled (kind 5)\n"
+    assert err == "pylon: interrupted; the job is cancelled (kind 5)\n"
 
 
 def test_130_a_second_ctrl_c_ends_at_once(home: Path) -> None:
