@@ -37,6 +37,9 @@ COMMANDS: Final = {
     ),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
+    "request": LazyCommand(
+        "pylon.cli.request", "command", "Buy a job.", "pylon request 'What is salt?' --bid 21 --pay"
+    ),
     "demo": LazyCommand(
         "pylon.cli.demo", "command", "Show the whole market on this machine, with play money.", "pylon demo"
     ),
@@ -85,6 +88,7 @@ def _root(
         # The commands that read settings have this option themselves; here it becomes their default.
         ctx.default_map = {
             "start": {"config": config},
+            "request": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
             "backends": {verb: {"config": config} for verb in ("detect", "list", "test")},
         }
