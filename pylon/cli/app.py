@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "start": LazyCommand("pylon.cli.start", "command", "Run the daemon in the foreground.", "pylon start --free"),
     "stop": LazyCommand("pylon.cli.stop", "command", "Stop the daemon gracefully.", "pylon stop --timeout 60"),
     "status": LazyCommand("pylon.cli.status", "command", "Show what is going on.", "pylon status --json"),
+    "relays": LazyCommand("pylon.cli.relays", "app", "List, check, add and remove relays.", "pylon relays check"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
     "demo": LazyCommand(
@@ -83,6 +84,7 @@ def _root(
         ctx.default_map = {
             "start": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
+            "relays": {verb: {"config": config} for verb in ("list", "check", "add", "remove")},
         }
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
