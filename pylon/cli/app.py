@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "stop": LazyCommand("pylon.cli.stop", "command", "Stop the daemon gracefully.", "pylon stop --timeout 60"),
     "status": LazyCommand("pylon.cli.status", "command", "Show what is going on.", "pylon status --json"),
     "relays": LazyCommand("pylon.cli.relays", "app", "List, check, add and remove relays.", "pylon relays check"),
+    "doctor": LazyCommand("pylon.cli.doctor", "command", "Try everything that selling needs.", "pylon doctor"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
     "demo": LazyCommand(
@@ -83,6 +84,7 @@ def _root(
         # The commands that read settings have this option themselves; here it becomes their default.
         ctx.default_map = {
             "start": {"config": config},
+            "doctor": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
             "relays": {verb: {"config": config} for verb in ("list", "check", "add", "remove")},
         }
