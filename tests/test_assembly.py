@@ -340,6 +340,8 @@ READ_ELSEWHERE = {
     "identity.nsec": ("pylon/settings/identity_file.py", "given.nsec"),
     "identity.mnemonic": ("pylon/settings/identity_file.py", "given.mnemonic"),
     "daemon.stop_timeout_s": ("pylon/daemon.py", "daemon.stop_timeout_s"),
+    "nexus.url": ("pylon/cli/nexus.py", "nexus.url"),
+    "nexus.timeout_s": ("pylon/cli/nexus.py", "nexus.timeout_s"),
     "log.level": ("pylon/daemon.py", "settings.log.level"),
     "log.format": ("pylon/daemon.py", "settings.log.format"),
 }

@@ -36,6 +36,10 @@ COMMANDS: Final = {
     "doctor": LazyCommand("pylon.cli.doctor", "command", "Try everything that selling needs.", "pylon doctor"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
+    "nexus": LazyCommand("pylon.cli.nexus", "app", "Ask Nexus about the market.", "pylon nexus stats"),
+    "completion": LazyCommand(
+        "pylon.cli.completion", "command", "Print the script that lets a shell complete.", "pylon completion bash"
+    ),
     "demo": LazyCommand(
         "pylon.cli.demo", "command", "Show the whole market on this machine, with play money.", "pylon demo"
     ),
@@ -86,6 +90,7 @@ def _root(
             "start": {"config": config},
             "doctor": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
+            "nexus": {"stats": {"config": config}},
             "relays": {verb: {"config": config} for verb in ("list", "check", "add", "remove")},
         }
     if ctx.invoked_subcommand is None:

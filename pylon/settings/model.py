@@ -269,6 +269,17 @@ class DaemonSettings(Section):
     )
 
 
+class NexusSettings(Section):
+    """The Nexus that `pylon nexus` asks; its relay is one of `relays.urls`."""
+
+    url: WebUrl = Field(
+        default="https://nexus.openagents.com",
+        description="Where its statistics are read.",
+        json_schema_extra={"allowed": "an http:// or https:// URL"},
+    )
+    timeout_s: Number = Field(default=10.0, ge=0.1, le=120, description="How long it may take to answer.")
+
+
 class LogSettings(Section):
     """What is logged, to standard error."""
 
@@ -301,6 +312,7 @@ class Settings(BaseSettings):
     jobs: JobsSettings = JobsSettings()
     intake: IntakeSettings = IntakeSettings()
     daemon: DaemonSettings = DaemonSettings()
+    nexus: NexusSettings = NexusSettings()
     log: LogSettings = LogSettings()
     backends: Annotated[tuple[BackendSettings, ...], Tables] = Field(default=(), max_length=64)
     models: Annotated[tuple[ModelSettings, ...], Tables] = Field(default=(), max_length=256)
