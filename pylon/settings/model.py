@@ -79,6 +79,18 @@ class RelaysSettings(Section):
     publish_timeout_s: Number = Field(
         default=10.0, ge=1, le=120, description="How long a relay may take to answer an event."
     )
+    messages_per_s: Whole = Field(
+        default=45,
+        ge=0,
+        le=100_000,
+        description="Messages sent to a relay in any second; 0 for no limit. Off with relays on this machine only.",
+    )
+    subscriptions_per_minute: Whole = Field(
+        default=55,
+        ge=0,
+        le=100_000,
+        description="Subscriptions among them in any minute; likewise.",
+    )
     max_event_bytes: Whole = Field(
         default=65_536, ge=4_096, le=1_048_576, description="The size within which our own events are kept."
     )
