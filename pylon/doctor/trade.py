@@ -75,11 +75,15 @@ def relay_findings(check: RelayCheck, max_event_bytes: int) -> list[Finding]:
 def clock_finding(skews_s: Sequence[int]) -> Finding:
     """Return what the relays' clocks say of ours: the middle one counts."""
     if not skews_s:
-        return warn("clock", "not compared: no relay told its time", "see that it is right: timedatectl status")
+        return warn(
+            "clock",
+            "not compared: no relay told its time",
+            "see that the clock is right (Linux: timedatectl status)",
+        )
     skew_s = median_low(skews_s)
     behind = "behind" if skew_s > 0 else "ahead of"
     said = f"this clock is {abs(skew_s)} s {behind} the relays'" if skew_s else "this clock agrees with the relays'"
-    fix = "let the clock be set by the network: timedatectl set-ntp true"
+    fix = "let the network set the clock (Linux: timedatectl set-ntp true)"
     if abs(skew_s) > SKEW_FAIL_S:
         return fail("clock", f"{said}: they refuse what we sign", fix)
     return warn("clock", said, fix) if abs(skew_s) > SKEW_WARN_S else ok("clock", said)

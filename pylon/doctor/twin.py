@@ -13,6 +13,7 @@ import anyio
 from pylon import assembly
 from pylon.doctor.findings import Finding, Scene, fail, ok, warn
 from pylon.jobs.ports import Clock
+from pylon.lock import LockFailed, lock_holder
 from pylon.nostr.event import Event, verify
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import Filter
@@ -45,7 +46,7 @@ async def check_twin(scene: Scene, limit_s: float) -> list[Finding]:
     """Look on the configured relays for events of our key since this pylon was last active."""
     if scene.key is None:
         return []
-    if scene.daemon is not None:
+    if scene.daemon is not None or _is_held(scene):
         return [
             ok(
                 "elsewhere",
@@ -130,6 +131,14 @@ class _Sink:
             return "not-asked-for"
         found[event.id] = event
         return None
+
+
+def _is_held(scene: Scene) -> bool:
+    """Tell whether a daemon runs that did not answer; a lock that cannot be read is a finding of its own."""
+    try:
+        return lock_holder(scene.paths.lock_file) is not None
+    except LockFailed:
+        return False
 
 
 def _last_active_at(scene: Scene) -> int | None:

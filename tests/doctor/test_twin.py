@@ -10,6 +10,7 @@ import pytest
 
 from pylon.doctor.findings import Finding, Level, Scene
 from pylon.doctor.twin import GRACE_S, LOOK_BACK_S, check_twin, twin_finding
+from pylon.lock import instance_lock
 from pylon.nostr.event import Draft, Event
 from pylon.nostr.keys import SecretKey
 from pylon.paths import Paths, paths_under
@@ -118,6 +119,8 @@ async def test_while_pylon_runs_nothing_is_asked(tmp_path: Path) -> None:
     (finding,) = await check_twin(replace(scene(tmp_path, "ws://127.0.0.1:1"), daemon=STATUS), 5)
     assert finding.level is Level.OK
     assert finding.what.startswith("not looked for: pylon runs")
+    with instance_lock(paths_under(tmp_path).lock_file):
+        assert await check_twin(scene(tmp_path, "ws://127.0.0.1:1"), 5) == [finding]
     assert await check_twin(replace(scene(tmp_path, "ws://127.0.0.1:1"), key=None), 5) == []
 
 
