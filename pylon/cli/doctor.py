@@ -32,8 +32,7 @@ def command(
     """
     import time
 
-    import anyio
-
+    from pylon.cli.loop import run_on_time
     from pylon.doctor.examine import examine, worst
     from pylon.doctor.findings import Level
 
@@ -43,7 +42,7 @@ def command(
     async def run() -> tuple[Finding, ...]:
         return await examine(context.paths, clock=time.time, config=file)
 
-    findings = anyio.run(run)
+    findings = run_on_time(run)
     level = worst(findings)
     if json:
         rows = [{"level": each.level, "check": each.check, "what": each.what, "fix": each.fix} for each in findings]

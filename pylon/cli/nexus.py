@@ -32,8 +32,7 @@ def stats(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the statistics of the Nexus of the settings (nexus.url): pylons, events, jobs."""
-    import anyio
-
+    from pylon.cli.loop import run_on_time
     from pylon.nexus import fetch_stats
     from pylon.settings import load_settings
 
@@ -42,7 +41,7 @@ def stats(
     async def run() -> NexusStats:
         return await fetch_stats(nexus.url, timeout_s=nexus.timeout_s)
 
-    found = anyio.run(run)
+    found = run_on_time(run)
     if json:
         say_json(
             {"url": found.url, "fields": found.fields, "by_kind": found.by_kind, "lists": found.lists},

@@ -80,9 +80,8 @@ def check(
     import random
     import time
 
-    import anyio
-
     from pylon.assembly import make_pool_config
+    from pylon.cli.loop import run_on_time
     from pylon.relays.check import check_relays
 
     context: CliContext = ctx.obj
@@ -99,7 +98,7 @@ def check(
             limit_s=timeout_s,
         )
 
-    checks = anyio.run(run)
+    checks = run_on_time(run)
     if json:
         say_json([_check_json(each) for each in checks])
     else:
