@@ -150,6 +150,7 @@ def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
 def make_pool_config(settings: Settings) -> PoolConfig:
     """Return the relays' configuration."""
     relays = settings.relays
+    paced = not all(_is_local(url) for url in relays.urls)
     return PoolConfig(
         urls=tuple(relays.urls),
         connect_timeout_s=relays.connect_timeout_s,
@@ -159,6 +160,8 @@ def make_pool_config(settings: Settings) -> PoolConfig:
         backoff_max_s=relays.backoff_max_s,
         max_frame_bytes=relays.max_frame_bytes,
         publish_timeout_s=relays.publish_timeout_s,
+        messages_per_s=relays.messages_per_s if paced else 0,
+        subscriptions_per_minute=relays.subscriptions_per_minute if paced else 0,
         customer_relays_per_job=relays.customer_relays_per_job,
         customer_relays_total=relays.customer_relays_total,
         allow_private_hosts=relays.allow_private_hosts,

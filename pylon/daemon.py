@@ -39,7 +39,7 @@ from pylon.paths import Paths, private_folder
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import OutboxPublisher
 from pylon.settings import LoadedSettings, PaymentMode, Settings
-from pylon.store.records import ENDED
+from pylon.store.records import CURSOR_MARK, ENDED
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
 
@@ -48,7 +48,6 @@ log = structlog.get_logger("pylon.daemon")
 _REQUESTS = "requests"
 _CANCELS = "cancels"
 _CURSOR_EVERY_S = 15.0
-_CURSOR_MARK = "cursor "
 _CANCELS_EVERY_S = 2.0
 _IDS_PER_FILTER = 200
 _FLUSH_S = 5.0
@@ -184,9 +183,9 @@ class Daemon:
             marks = tx.marks()
             for url in urls:
                 # Reading begins now: should we be killed before a cursor is stored, the next start asks from here.
-                if _CURSOR_MARK + url not in marks:
-                    tx.set_mark(_CURSOR_MARK + url, now)
-            found = ((name.removeprefix(_CURSOR_MARK), value) for name, value in marks.items())
+                if CURSOR_MARK + url not in marks:
+                    tx.set_mark(CURSOR_MARK + url, now)
+            found = ((name.removeprefix(CURSOR_MARK), value) for name, value in marks.items())
             return {url: value for url, value in found if url in urls}
 
         cursors = await self._store.write(load)
@@ -227,7 +226,7 @@ class Daemon:
 
         def store(tx: Tx) -> None:
             for url, cursor in cursors.items():
-                tx.set_mark(_CURSOR_MARK + url, cursor)
+                tx.set_mark(CURSOR_MARK + url, cursor)
 
         await self.parts.engine.query(store)
 

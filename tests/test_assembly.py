@@ -178,6 +178,8 @@ EVERYTHING: dict[str, Any] = {
         "backoff_max_s": 61.0,
         "max_frame_bytes": 131_073,
         "publish_timeout_s": 12.0,
+        "messages_per_s": 46,
+        "subscriptions_per_minute": 56,
         "max_event_bytes": 65_537,
         "customer_relays_per_job": 4,
         "customer_relays_total": 17,
@@ -285,6 +287,8 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "relays.backoff_max_s": lambda made: made.pool.backoff_max_s,
     "relays.max_frame_bytes": lambda made: made.pool.max_frame_bytes,
     "relays.publish_timeout_s": lambda made: made.pool.publish_timeout_s,
+    "relays.messages_per_s": lambda made: made.pool.messages_per_s,
+    "relays.subscriptions_per_minute": lambda made: made.pool.subscriptions_per_minute,
     "relays.max_event_bytes": (lambda made: made.intake.limit_bytes, lambda made: made.runner.limit_bytes),
     "relays.customer_relays_per_job": (
         lambda made: made.pool.customer_relays_per_job,
@@ -371,6 +375,8 @@ READ_ELSEWHERE = {
     "identity.nsec": ("pylon/settings/identity_file.py", "given.nsec"),
     "identity.mnemonic": ("pylon/settings/identity_file.py", "given.mnemonic"),
     "daemon.stop_timeout_s": ("pylon/daemon.py", "daemon.stop_timeout_s"),
+    "nexus.url": ("pylon/cli/nexus.py", "nexus.url"),
+    "nexus.timeout_s": ("pylon/cli/nexus.py", "nexus.timeout_s"),
     "log.level": ("pylon/daemon.py", "settings.log.level"),
     "log.format": ("pylon/daemon.py", "settings.log.format"),
 }
@@ -430,6 +436,16 @@ def test_no_value_here_is_the_default() -> None:
 def test_a_setting_is_read_where_it_is_said_to_be(key: str) -> None:
     file, words = READ_ELSEWHERE[key]
     assert words in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize(
+    ("urls", "paced"),
+    [(["ws://127.0.0.1:1", "ws://localhost:2"], False), (["ws://127.0.0.1:1", "wss://relay.example"], True)],
+)
+def test_relays_on_this_machine_alone_are_written_to_without_a_limit(urls: list[str], paced: bool) -> None:
+    config = assembly.make_pool_config(settings(relays={"urls": urls}))
+    assert (config.messages_per_s > 0) is paced
+    assert (config.subscriptions_per_minute > 0) is paced
 
 
 def test_the_mode_of_payment_is_intakes() -> None:

@@ -160,7 +160,7 @@ def _parse_usage(value: object) -> Usage | None:
     if not isinstance(value, dict):
         return None
     prompt, output = value.get("prompt_tokens"), value.get("completion_tokens")
-    if not _is_count(prompt) or not _is_count(output):
+    if not is_count(prompt) or not is_count(output):
         return None
     return Usage(prompt_tokens=prompt, output_tokens=output)
 
@@ -183,11 +183,12 @@ def parse_models(body: bytes, server: Server) -> ModelList:
             if len(found) >= MAX_MODELS:
                 break
             if isinstance(name, str) and 0 < len(name) <= MAX_MODEL_NAME:
-                found.setdefault(name, ModelInfo(name, _context_of(entry)))
+                found.setdefault(name, ModelInfo(name, context_of(entry)))
     return ModelList(tuple(found.values()), llama_cpp)
 
 
-def _context_of(entry: dict[str, Any]) -> int | None:
+def context_of(entry: dict[str, Any]) -> int | None:
+    """Return the context that an entry of `/v1/models` tells, in tokens, None when it tells none."""
     # llama.cpp says what a slot really has, vLLM and OpenRouter their limit per request.
     meta = entry.get("meta")
     given = (
@@ -195,7 +196,7 @@ def _context_of(entry: dict[str, Any]) -> int | None:
         entry.get("max_model_len"),
         entry.get("context_length"),
     )
-    return next((tokens for tokens in given if _is_count(tokens) and tokens > 0), None)
+    return next((tokens for tokens in given if is_count(tokens) and tokens > 0), None)
 
 
 def parse_slot_context(body: bytes, server: Server) -> int | None:
@@ -204,7 +205,7 @@ def parse_slot_context(body: bytes, server: Server) -> int | None:
     settings = value.get("default_generation_settings")
     tokens = settings.get("n_ctx") if isinstance(settings, dict) else None
     tokens = value.get("n_ctx") if tokens is None else tokens
-    return tokens if _is_count(tokens) and tokens > 0 else None
+    return tokens if is_count(tokens) and tokens > 0 else None
 
 
 def parse_error(status: int, body: bytes, server: Server) -> BackendError:
@@ -239,7 +240,7 @@ def error_of(status: int, value: object, raw: str, server: Server) -> BackendErr
 
 def _overlong(fields: dict[str, Any], said: str, server: Server) -> str:
     prompt, context = fields.get("n_prompt_tokens"), fields.get("n_ctx")
-    if _is_count(prompt) and _is_count(context):
+    if is_count(prompt) and is_count(context):
         return f"the prompt has {prompt} tokens and {server.name} takes {context} per request; shorten the prompt"
     return f"the prompt is too long for {server.name}; shorten it: {said}"
 
@@ -271,5 +272,6 @@ def _status_in(error: object) -> int:
     return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
+def is_count(value: Any) -> TypeGuard[int]:
+    """Tell whether a parsed JSON value is a number of things."""
     return type(value) is int and 0 <= value < _MAX_COUNT

@@ -32,10 +32,19 @@ COMMANDS: Final = {
     "start": LazyCommand("pylon.cli.start", "command", "Run the daemon in the foreground.", "pylon start --free"),
     "stop": LazyCommand("pylon.cli.stop", "command", "Stop the daemon gracefully.", "pylon stop --timeout 60"),
     "status": LazyCommand("pylon.cli.status", "command", "Show what is going on.", "pylon status --json"),
+    "backends": LazyCommand(
+        "pylon.cli.backends", "app", "Find, list and try model servers.", "pylon backends detect"
+    ),
+    "relays": LazyCommand("pylon.cli.relays", "app", "List, check, add and remove relays.", "pylon relays check"),
+    "doctor": LazyCommand("pylon.cli.doctor", "command", "Try everything that selling needs.", "pylon doctor"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
     "request": LazyCommand(
         "pylon.cli.request", "command", "Buy a job.", "pylon request 'What is salt?' --bid 21 --pay"
+    ),
+    "nexus": LazyCommand("pylon.cli.nexus", "app", "Ask Nexus about the market.", "pylon nexus stats"),
+    "completion": LazyCommand(
+        "pylon.cli.completion", "command", "Print the script that lets a shell complete.", "pylon completion bash"
     ),
     "demo": LazyCommand(
         "pylon.cli.demo", "command", "Show the whole market on this machine, with play money.", "pylon demo"
@@ -86,7 +95,11 @@ def _root(
         ctx.default_map = {
             "start": {"config": config},
             "request": {"config": config},
+            "doctor": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
+            "nexus": {"stats": {"config": config}},
+            "backends": {verb: {"config": config} for verb in ("detect", "list", "test")},
+            "relays": {verb: {"config": config} for verb in ("list", "check", "add", "remove")},
         }
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())

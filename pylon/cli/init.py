@@ -120,7 +120,7 @@ def _check_sold(sell: list[str], found: list[FoundServer]) -> None:
 
 def _write_settings(paths: Paths, environ: Mapping[str, str], found: list[FoundServer], sell: list[str]) -> bool:
     """Write the settings file where there is none, or what is to be sold into the one there is; tell whether."""
-    from pylon.cli.proposals import proposal_toml
+    from pylon.cli.proposals import backend_name, proposal_toml
     from pylon.settings.edit import add_tables
 
     exists = paths.config_file.exists()
@@ -133,6 +133,8 @@ def _write_settings(paths: Paths, environ: Mapping[str, str], found: list[FoundS
         mine = [offer.name for offer in server.offers if offer.name in left]  # a model of two servers: the first
         if mine or not exists:
             blocks.append(proposal_toml(server, mine, backends))
+            if backends is not None:
+                backends[backend_name(server, backends)] = server.url
         left = {name: None for name in left if name not in mine}
     add_tables(paths.config_file, "\n".join(blocks), environ)
     return True

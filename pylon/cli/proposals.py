@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -10,28 +11,11 @@ from typing import TYPE_CHECKING, Final
 from pylon.text import printable
 
 if TYPE_CHECKING:
-    from pylon.jobs.ports import ModelInfo
+    from pylon.backends.detect import Place
+    from pylon.backends.marks import DetectedModel, ServerKind
 
-PROBE_TIMEOUT_S: Final = 1.0
 MAX_MODELS_PROPOSED: Final = 50
 _MAX_NAME_CHARS: Final = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A place where a local inference server usually answers."""
-
-    name: str
-    title: str
-    url: str
-
-
-KNOWN_PLACES: Final = (
-    Place("llama-cpp", "llama.cpp", "http://127.0.0.1:8080/v1"),
-    Place("ollama", "Ollama", "http://127.0.0.1:11434/v1"),
-    Place("lm-studio", "LM Studio", "http://127.0.0.1:1234/v1"),
-    Place("vllm", "vLLM", "http://127.0.0.1:8000/v1"),
-)
 
 PROPOSED_PRICE: Final = {"base_msats": 1_000, "input_msats_per_1k": 500, "output_msats_per_1k": 2_000}
 """What a proposal costs, in msats: something to change, so that no model is sold for nothing by oversight."""
@@ -47,45 +31,48 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class FoundServer:
-    """A server that listed real models when it was asked."""
+    """A server that listed real models when it was asked: what it is, and the backend that it would be.
 
-    place: Place
+    `name` is the backend's, and no other server's that was found; `backend_kind` and `url` are for the settings.
+    """
+
+    name: str
+    title: str
+    backend_kind: str
+    url: str
     offers: tuple[Offer, ...]
 
 
 async def find_servers(places: Sequence[Place] | None = None) -> list[FoundServer]:
-    """Ask every place (by default the known ones) at once, for `PROBE_TIMEOUT_S`; return those that list models."""
-    import anyio
+    """Ask every place (by default the known ones) and return the servers that are ready to generate."""
+    from pylon.backends.detect import detect, places_to_ask
+    from pylon.backends.marks import TITLES, Readiness
 
-    places = KNOWN_PLACES if places is None else places
-    found: dict[str, FoundServer] = {}
-
-    async def ask(place: Place) -> None:
-        offers = _offers(await _list_models(place))
-        if offers:
-            found[place.url] = FoundServer(place, offers)
-
-    with anyio.move_on_after(PROBE_TIMEOUT_S + 0.5):
-        async with anyio.create_task_group() as tasks:
-            for place in places:
-                tasks.start_soon(ask, place)
-    return [found[place.url] for place in places if place.url in found]
+    found: list[FoundServer] = []
+    for at in await detect(places_to_ask(os.environ) if places is None else places):
+        kind, offers = at.finding.kind, _offers(at.finding.models)
+        if kind is not None and offers and at.finding.readiness is Readiness.READY:
+            name = _free_name(kind.replace(".", "-"), [server.name for server in found])
+            backend_kind, url = _proposed_backend(kind, at.place.url)
+            found.append(FoundServer(name, TITLES[kind], backend_kind, url, offers))
+    return found
 
 
-async def _list_models(place: Place) -> tuple[ModelInfo, ...]:
-    from pylon.backends.openai import OpenAIBackend, OpenAIConfig
-    from pylon.jobs.ports import BackendHealth
+def _proposed_backend(kind: ServerKind, root: str) -> tuple[str, str]:
+    """Return the kind of backend that is proposed for a server, and its url in the settings.
 
-    config = OpenAIConfig(place.name, place.url, connect_timeout_s=PROBE_TIMEOUT_S, check_timeout_s=PROBE_TIMEOUT_S)
-    backend = OpenAIBackend(config)
-    async with backend.running():
-        state = await backend.check()
-    return state.models if state.health is BackendHealth.READY else ()
+    The one place that chooses: Ollama has an API of its own, all others speak OpenAI's chat completions.
+    """
+    from pylon.backends.marks import ServerKind
+
+    return ("ollama", root) if kind is ServerKind.OLLAMA else ("openai", f"{root}/v1")
 
 
-def _offers(models: Iterable[ModelInfo]) -> tuple[Offer, ...]:
+def _offers(models: Iterable[DetectedModel]) -> tuple[Offer, ...]:
     offers: dict[str, Offer] = {}
     for model in models:
+        if not model.generates:
+            continue
         name = _public_name(model.name)
         if 0 < len(name) <= _MAX_NAME_CHARS and len(model.name) <= _MAX_NAME_CHARS and model.name.isprintable():
             offers.setdefault(name, Offer(name, model.name))
@@ -109,11 +96,10 @@ def proposal_toml(
     """
     from pylon.settings.example import toml_value
 
-    at_url = {url: name for name, url in (backends or {}).items()}
-    name = at_url.get(server.place.url) or _free_name(server.place.name, backends or {})
-    blocks = [f"# Found by pylon init: {server.place.title} at {server.place.url}"]
-    if server.place.url not in at_url:
-        backend = {"name": name, "kind": "openai", "url": server.place.url}
+    name = backend_name(server, backends or {})
+    blocks = [f"# Found by pylon init: {server.title} at {server.url}"]
+    if server.url not in (backends or {}).values():
+        backend = {"name": name, "kind": server.backend_kind, "url": server.url}
         blocks.append(_table("backends", {key: toml_value(value) for key, value in backend.items()}, bool(sold)))
     for offer in server.offers:
         if backends is not None and offer.name not in sold:
@@ -124,6 +110,12 @@ def proposal_toml(
         lines = {key: toml_value(value) for key, value in {**values, **PROPOSED_PRICE}.items()}
         blocks.append(_table("models", lines, offer.name in sold))
     return "\n\n".join(blocks) + "\n"
+
+
+def backend_name(server: FoundServer, backends: Mapping[str, str]) -> str:
+    """Return the name of the backend (name to URL) that is at a server's URL, or a free one for a new backend."""
+    at_url = {url: name for name, url in backends.items()}
+    return at_url.get(server.url) or _free_name(server.name, backends)
 
 
 def _table(name: str, lines: dict[str, str], active: bool) -> str:
@@ -140,4 +132,4 @@ def describe(server: FoundServer) -> str:
     """Return one line on a server and its models, fit for a terminal."""
     names = ", ".join(printable(offer.name, limit=128) for offer in server.offers[:8])
     more = f" and {len(server.offers) - 8} more" if len(server.offers) > 8 else ""
-    return f"{server.place.title} at {server.place.url}: {names}{more}"
+    return f"{server.title} at {server.url}: {names}{more}"

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
+from typing import TYPE_CHECKING, Annotated, Final, TextIO
 
 import typer
 
@@ -14,6 +14,7 @@ from pylon.cli.context import CliContext
 from pylon.cli.output import EXIT_USAGE, fail
 
 if TYPE_CHECKING:
+    from pylon.cli.request_resume import Resumption
     from pylon.cli.request_run import Deal
     from pylon.nostr.event import Draft
     from pylon.nostr.keys import SecretKey
@@ -75,6 +76,10 @@ def command(
     identity: Annotated[
         bool, typer.Option("--identity", help="Ask as this pylon, not with a throw-away key made for one request.")
     ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="ID", help="Ask nothing; wait for the result of this earlier request."),
+    ] = None,
     timeout: Annotated[
         float,
         typer.Option(
@@ -101,24 +106,27 @@ def command(
     Exit code: 0 the result is printed, 1 the providers said that there will be none, 2 wrong usage or settings,
     4 no result in time, 5 a payment was needed and not made, 6 no relay took the request, 130 cancelled by Ctrl-C.
     """
+    from pylon.cli.request_resume import resume_request
+    from pylon.cli.request_run import run_request
+    from pylon.cli.request_screen import RequestScreen
+    from pylon.nostr.nip90 import JobInput, request_draft
+
     bid_msats = None if bid is None else parse_amount(bid, "--bid")
     fee_msats = None if max_fee is None else parse_amount(max_fee, "--max-fee")
     if pay and bid_msats is None:
         fail("--pay needs --bid: the most that may be paid", EXIT_USAGE)
     providers = _public_keys(provider or ())
-    params = parse_params(param or (), model)
-    text = read_prompt(prompt or (), file or (), sys.stdin.buffer, piped=not sys.stdin.isatty())
-
-    import os
-
-    from pylon.cli.request_run import run_request
-    from pylon.cli.request_screen import RequestScreen
-    from pylon.nostr.nip90 import JobInput, request_draft
-    from pylon.settings import load_settings
-
     context: CliContext = ctx.obj
-    overrides: dict[str, object] = {"relays.urls": relay or None}
-    settings = load_settings(config.expanduser() if config else None, overrides, os.environ).settings
+    if resume is not None:
+        if prompt or file or pay:
+            fail("--resume waits for an earlier request: it takes no prompt, no --file and no --pay", EXIT_USAGE)
+        settings = _settings(config, relay)
+        screen = RequestScreen(sys.stdout, sys.stderr, json=json)
+        return resume_request(_resumption(settings, resume, providers, timeout), screen)
+    params = parse_params(param or (), model)
+    text = read_prompt(prompt or (), file or (), sys.stdin)
+
+    settings = _settings(config, relay)
     draft = request_draft(
         kind,
         [JobInput(text)],
@@ -162,14 +170,15 @@ def parse_params(written: Sequence[str], model: str | None) -> list[tuple[str, t
     return params
 
 
-def read_prompt(words: Sequence[str], files: Sequence[Path], stdin: BinaryIO, *, piped: bool) -> str:
+def read_prompt(words: Sequence[str], files: Sequence[Path], stdin: TextIO | None) -> str:
     """Return what is asked: words, stdin (`-`, or a pipe where nothing else is given) and files, in this order.
 
     Raises `UserError`.
     """
     texts = []
-    if list(words) == ["-"] or (piped and not words and not files):
-        texts.append(_decoded(stdin.read(MAX_PROMPT_BYTES + 1), "stdin"))
+    piped = stdin is not None and not words and not files and not stdin.isatty()
+    if stdin is not None and (piped or list(words) == ["-"]):
+        texts.append(_decoded(stdin.buffer.read(MAX_PROMPT_BYTES + 1), "stdin"))
     elif words:
         texts.append(" ".join(words))
     for path in files:
@@ -207,6 +216,28 @@ def _public_keys(written: Sequence[str]) -> list[str]:
         except BadKey as error:
             fail(f"--provider: '{text}' is no public key ({error}): give an npub or 64 hex digits", EXIT_USAGE)
     return list(dict.fromkeys(keys))
+
+
+def _settings(config: Path | None, relays: Sequence[str] | None) -> Settings:
+    import os
+
+    from pylon.settings import load_settings
+
+    overrides: dict[str, object] = {"relays.urls": list(relays) if relays else None}
+    return load_settings(config.expanduser() if config else None, overrides, os.environ).settings
+
+
+def _resumption(settings: Settings, job_id: str, providers: Sequence[str], timeout_s: float) -> Resumption:
+    from pylon.assembly import make_pool_config
+    from pylon.cli.request_resume import Resumption
+    from pylon.nostr.event import is_hex
+
+    job_id = job_id.strip().lower()
+    if not is_hex(job_id, 64):
+        fail(f"--resume: '{job_id}' is no request's id: 64 hex digits", EXIT_USAGE)
+    if len(providers) != 1:
+        fail("--resume needs one --provider: whose result is awaited", EXIT_USAGE)
+    return Resumption(job_id, providers[0], make_pool_config(settings), timeout_s)
 
 
 def _key(settings: Settings, paths: Paths, *, own: bool) -> SecretKey:

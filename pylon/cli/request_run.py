@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -23,13 +24,14 @@ from pylon.jobs.ports import Wallet, WalletUnavailable
 from pylon.nostr.bolt11 import Network
 from pylon.nostr.event import Event
 from pylon.nostr.keys import SecretKey
-from pylon.nostr.nip90 import result_kind
 from pylon.relays.state import PoolConfig, RelayState, RelayStatus
 from pylon.text import printable
 
 PUBLISH_LIMIT_S: Final = 20.0
 CANCEL_LIMIT_S: Final = 5.0
+FLUSH_LIMIT_S: Final = 1.0
 
+_BROKEN_PIPE: Final = 141
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -80,20 +82,32 @@ class Outcome:
         return EXIT_CODES[self.reason]
 
 
+Play = Callable[[anyio.CancelScope], Awaitable[Outcome]]
+"""Does the work inside the scope that the first signal cancels, and what must follow it outside."""
+
+
 def run_request(deal: Deal, screen: RequestScreen) -> int:
     """Buy, print, and return 0 when there is a result. Raises `UserError` with the exit code otherwise."""
+    return conclude(lambda work: _Session(deal, screen, work).run(), screen)
+
+
+def conclude(play: Play, screen: RequestScreen) -> int:
+    """Play, say how it ended, and return 0 when there is a result. Raises `UserError` otherwise."""
     try:
-        outcome = anyio.run(_until_signal, deal, screen)
+        outcome = anyio.run(_until_signal, play)
     except BaseExceptionGroup as group:
-        raise _first_leaf(group) from group
+        leaf = _first_leaf(group)
+        if isinstance(leaf, BrokenPipeError):
+            return _BROKEN_PIPE  # raised, it would become click's 1, which means something here
+        raise leaf from group
     screen.close(outcome.reason, outcome.exit_code, outcome.sentence)
     if outcome.reason is not Reason.RESULT:
         raise UserError(outcome.sentence, outcome.exit_code)
     return 0
 
 
-async def _until_signal(deal: Deal, screen: RequestScreen) -> Outcome:
-    """Buy until the end, or until a signal: the first cancels the job, the second ends at once."""
+async def _until_signal(play: Play) -> Outcome:
+    """Play until the end, or until a signal: the first cancels the job, the second ends at once."""
     outcome = Outcome(Reason.CANCELLED, "ended at once; whether the job is cancelled is not certain")
     async with anyio.create_task_group() as tasks:
         work = anyio.CancelScope()
@@ -107,7 +121,7 @@ async def _until_signal(deal: Deal, screen: RequestScreen) -> Outcome:
                     work.cancel()
 
         await tasks.start(hear_signals)
-        outcome = await _Session(deal, screen, work).run()
+        outcome = await play(work)
         tasks.cancel_scope.cancel()
     return outcome
 
@@ -141,7 +155,10 @@ class _Session:
             with self._work:
                 outcome = await self._buy(payer)
             if self._work.cancelled_caught and self._screen.asked:
-                outcome = Outcome(Reason.CANCELLED, f"cancelled{await self._cancel()}")
+                told = await self._cancel()
+                unpaid = self._purchase is not None and self._purchase.standing is Standing.UNPAID
+                shown = ": do not pay the invoice any more" if unpaid and self._screen.invoice_shown else ""
+                outcome = Outcome(Reason.CANCELLED, f"interrupted{told}{shown}")
             return outcome
 
     async def _buy(self, payer: WalletPayer | None) -> Outcome:
@@ -192,6 +209,8 @@ class _Session:
         with anyio.move_on_after(CANCEL_LIMIT_S), suppress(NotPublished):
             await self._customer.cancel(self._deal.request)
             sent = "the job is cancelled (kind 5)"
+            with anyio.move_on_after(FLUSH_LIMIT_S):
+                await self._customer.flush()
         paid = self._purchase is not None and self._purchase.may_be_paid
         return f"; {sent}{', and it is paid, or may be: its provider owes a refund' if paid else ''}"
 
@@ -203,13 +222,8 @@ class _Session:
         return Outcome(Reason.NOT_PUBLISHED, f"not published: {why} [{faults}]{told}")
 
     def _where_it_may_come(self) -> str:
-        request = self._deal.request
-        kind = result_kind(request.kind)
-        place = ", ".join(self._deal.relays.urls)
-        return (
-            f"the job is paid, or may be, and is not cancelled: its result, kind {kind} with the tag"
-            f" e = {request.id}, may still come to {place}"
-        )
+        command = f"pylon request --resume {self._deal.request.id} --provider {self._screen.provider}"
+        return f"the job is paid, or may be, and is not cancelled; its result may still come: {command}"
 
 
 def _first_leaf(error: BaseException) -> BaseException:

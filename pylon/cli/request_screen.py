@@ -61,6 +61,18 @@ class RequestScreen:
         """Whether the request may have reached a relay."""
         return self._request is not None
 
+    @property
+    def provider(self) -> str:
+        """The npub of the provider heard last; after a payment that is who was paid."""
+        return "" if self._provider is None else encode_npub(self._provider)
+
+    def resumes(self, order: Order, relays: tuple[str, ...]) -> None:
+        """Tell that a request was found."""
+        self._order, self._request, self._relays = order, order.request, relays
+        self._status = "published"
+        self._tell("request", f"kind {order.request.kind}, job {order.id}, of {moment(order.request.created_at)}")
+        self._tell("", f"found on {', '.join(relays)}; waiting for its result")
+
     def asks(self, request: Event, relays: tuple[str, ...]) -> None:
         """Tell that the request goes out."""
         self._request, self._relays = request, relays
@@ -130,7 +142,7 @@ class RequestScreen:
         self._tell("invoice", f"{sats(asked.amount_msats or 0)} to {encode_npub(asked.provider)}")
         if asked.info:
             self._tell("", printable(asked.info, limit=_INFO_LIMIT))
-        self._tell("", f"checked: amount, bid, network ({facts.network}), open until {moment(facts.expires_at)}")
+        self._tell("", f"checked: for this amount, on {facts.network}, open until {moment(facts.expires_at)}")
         self._tell("", "pay it with any wallet, and the job goes on by itself:")
         self._story.say(printable(asked.bolt11, limit=len(asked.bolt11 or "")), Paint.BOLD)
 

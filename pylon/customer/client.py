@@ -25,7 +25,7 @@ from pylon.customer.payment import Payer, Receipt, Till
 from pylon.customer.updates import Partial, PaymentRequired, Update
 from pylon.jobs.ports import Clock
 from pylon.nostr.bolt11 import InvoiceFacts, Network
-from pylon.nostr.event import Draft, Event
+from pylon.nostr.event import Draft, Event, verify
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import Filter
 from pylon.nostr.nip90 import FEEDBACK_KIND, cancel_draft, result_kind
@@ -37,6 +37,7 @@ MAX_WAITING: Final = 256
 """Updates of one order that nobody has taken yet; partials that follow each other count as one."""
 
 _REPLIES: Final = "replies"
+_FLUSH_EVERY_S: Final = 0.05
 
 
 class NotPublished(Exception):
@@ -58,6 +59,20 @@ class _Publishing:
     fault: str | None = None
 
 
+@dataclass(slots=True)
+class _Finding:
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    event: Event | None = None
+
+    def take(self, event: Event) -> str | None:
+        """Take the event that was asked for; returns the reason when it is not that."""
+        if not verify(event):
+            return "forged"
+        self.event = event
+        self.ended.set()
+        return None
+
+
 class Customer:
     """One key that buys. Its relays are connected while `running` is entered."""
 
@@ -73,6 +88,7 @@ class Customer:
         self._publisher = OutboxPublisher(self._pool, self, relays, clock=clock, rng=rng)
         self._publishing: dict[str, _Publishing] = {}
         self._orders: dict[str, Order] = {}
+        self._findings: dict[str, _Finding] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -94,12 +110,25 @@ class Customer:
         """Return a job request of this customer's, dated now. Raises `BadEvent` when it cannot be encoded."""
         return draft.sign(self._key, int(self._clock()))
 
+    async def find(self, event_id: str) -> Event:
+        """Return an event that a relay has stored, its signature checked. The caller sets the time limit."""
+        finding = self._findings.setdefault(event_id, _Finding())
+        self._pool.refresh(_REPLIES)
+        try:
+            await finding.ended.wait()
+        finally:
+            self._findings.pop(event_id, None)
+            self._pool.refresh(_REPLIES)
+        assert finding.event is not None
+        return finding.event
+
     @asynccontextmanager
-    async def order(self, draft: Draft | Event) -> AsyncIterator[Order]:
+    async def order(self, draft: Draft | Event, *, publish: bool = True) -> AsyncIterator[Order]:
         """Publish a job request and yield the order; its replies are heard until the block ends.
 
         The draft, or the event that `sign` made of it, says everything: providers (`p`), bid, kind, input. Raises
         `NotPublished`, and `nip90.BadRequest` when it is no job request. Leaving the block does not cancel the job.
+        Without `publish` an event that relays have already is followed, whoever signed it.
         """
         request = self.sign(draft) if isinstance(draft, Draft) else draft
         conversation = Conversation(request)
@@ -111,7 +140,8 @@ class Customer:
             # Replies published before this relay listens to us are stored there, so this only saves time.
             with anyio.move_on_after(self._config.subscribe_timeout_s):
                 await self._pool.wait_caught_up(_REPLIES)
-            await self.publish(request)
+            if publish:
+                await self.publish(request)
             yield order
         finally:
             del self._orders[request.id]
@@ -137,10 +167,17 @@ class Customer:
         """Let the relays tell once more what they have stored; what was heard is not told twice."""
         self._pool.refresh(_REPLIES)
 
+    async def flush(self) -> None:
+        """Wait until every relay has what one of them confirmed. The caller sets a short time limit."""
+        while self._publisher.states().lingering:  # noqa: ASYNC110 - the publisher tells of the first one only
+            await anyio.sleep(_FLUSH_EVERY_S)
+
     # --- what the relays tell -----------------------------------------------------------------------------------
 
     def offer(self, event: Event, relay_url: str) -> str | None:
         """Take a reply; see `EventSink`."""
+        if finding := self._findings.get(event.id):
+            return finding.take(event)
         reason: str | None = "unrelated"
         for name in event.tag_values("e"):
             if name in self._orders:
@@ -167,7 +204,8 @@ class Customer:
         # Without `since`: an id cannot be older than its request, and a provider's clock may be behind ours.
         ids = sorted(self._orders)
         kinds = sorted({FEEDBACK_KIND, *(result_kind(order.request.kind) for order in self._orders.values())})
-        return [{"kinds": kinds, "#e": ids}] if ids else []
+        wanted: list[Filter] = [{"kinds": kinds, "#e": ids}] if ids else []
+        return [*wanted, {"ids": sorted(self._findings)}] if self._findings else wanted
 
 
 class Order:

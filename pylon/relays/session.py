@@ -36,6 +36,7 @@ from pylon.nostr.messages import (
     req_frame,
 )
 from pylon.relays.answers import Answer, AnswerOrder, Verdict, read_verdict
+from pylon.relays.pace import RelayPace
 from pylon.relays.state import Counters, PoolConfig, SubscriptionState, SubscriptionStatus
 from pylon.text import printable
 
@@ -90,6 +91,7 @@ class Session:
         rng: random.Random,
         counters: Counters | None = None,
         guest: bool = False,
+        pace: RelayPace | None = None,
     ) -> None:
         """A `guest` is a stranger's relay.
 
@@ -104,6 +106,7 @@ class Session:
         self._clock = clock
         self._rng = rng
         self._guest = guest
+        self._pace = pace
         self._auths_left = 0 if key is None else 1 if guest else MAX_AUTHS
         self._auth = _Auth.NONE
         self._auth_id = ""
@@ -150,6 +153,7 @@ class Session:
             len(self._unanswered) >= config.max_unanswered // share
             or len(self._events) >= config.queue_frames // share
             or self._event_bytes + len(frame) > config.queue_bytes // share
+            or (self._pace is not None and self._pace.is_full(len(self._events) * share))
         ):
             return False
         self._unanswered[event_id] = _Unanswered(frame, now, self._epoch)
@@ -173,18 +177,30 @@ class Session:
         """How many events wait for their OK."""
         return len(self._unanswered)
 
-    def take(self, budget_bytes: int) -> list[bytes]:
-        """Return frames to write now, control frames first, until about `budget_bytes`."""
-        frames = list(self._control.values())
-        self._control.clear()
+    def take(self, budget_bytes: int, now: float = 0.0) -> list[bytes]:
+        """Return frames to write now, control frames first, until about `budget_bytes` or as the pace allows."""
+        pace = self._pace
+        frames = self._take_control(now)
         size = sum(map(len, frames))
-        while self._events and size < budget_bytes:
+        while self._events and size < budget_bytes and (pace is None or pace.message(now)):
             event_id, frame = self._events.popleft()
             self._order.sent(event_id)
             size += len(frame)
             self._event_bytes -= len(frame)
             self.counters.sent += 1
             frames.append(frame)
+        return frames
+
+    def _take_control(self, now: float) -> list[bytes]:
+        if self._pace is None:
+            frames = list(self._control.values())
+            self._control.clear()
+            return frames
+        frames = []
+        for name in list(self._control):
+            # A subscription that waits is replaced by a newer one of its name; nothing else waits for it.
+            if self._pace.subscription(now) if name.startswith("REQ ") else self._pace.message(now):
+                frames.append(self._control.pop(name))
         return frames
 
     # --- what the relay said ----------------------------------------------------------------------------------

@@ -19,12 +19,15 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
-from pylon.cli import proposals
+from pylon.backends import detect
+from pylon.backends.detect import Place
 from pylon.cli.app import run
-from pylon.cli.proposals import FoundServer, Offer, Place, find_servers, proposal_toml
+from pylon.cli.proposals import FoundServer, Offer, find_servers, proposal_toml
 from pylon.settings import load_settings
 from pylon.settings.example import render_example, uncommented
 from pylon.settings.identity_file import read_identity
+from tests.support import model_servers as servers
+from tests.support.model_servers import model_server
 from tests.support.openai_server import Handler, ScriptedServer, answer, hang, raw, scripted_server
 
 WORDS = "leader monkey parrot ring guide accident before fence cannon height naive bean"
@@ -37,7 +40,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("PYLON_NSEC", "PYLON_MNEMONIC", "PYLON_WALLET_TOKEN", "CREDENTIALS_DIRECTORY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYLON_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(proposals, "KNOWN_PLACES", ())
+    monkeypatch.delenv("OLLAMA_HOST", raising=False)
+    monkeypatch.setattr(detect, "KNOWN_PLACES", ())
     return tmp_path / "home"
 
 
@@ -203,14 +207,14 @@ async def test_only_servers_that_list_models_are_found() -> None:
         server_with() as empty,
     ):
         servers = (html, other, missing, mute, empty, good)
-        places = [Place(f"p{index}", "Server", f"{server.url}/v1") for index, server in enumerate(servers)]
+        places = [Place(server.url, "a server") for server in servers]
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
-            nobody = Place("nobody", "Nobody", f"http://127.0.0.1:{closed.getsockname()[1]}/v1")
+            nobody = Place(f"http://127.0.0.1:{closed.getsockname()[1]}", "nobody")
             began = time.monotonic()
             found = await find_servers([nobody, *places])
         assert time.monotonic() - began < 3
-    assert [server.place.name for server in found] == ["p5"]
+    assert [(server.name, server.url) for server in found] == [("openai", f"{good.url}/v1")]
     assert found[0].offers == (Offer("a", "a"), Offer("b.Q4", "/private/dir/b.Q4.gguf"))
 
 
@@ -218,37 +222,68 @@ async def test_a_proposal_offers_nothing_until_it_is_uncommented(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with server_with("alpha", "beta") as server:
-        monkeypatch.setattr(proposals, "KNOWN_PLACES", (Place("here", "Test server", f"{server.url}/v1"),))
+        monkeypatch.setattr(detect, "KNOWN_PLACES", (Place(server.url, "a test server"),))
         assert await anyio.to_thread.run_sync(run, ["init"]) == 0
         said = capsys.readouterr().out
-        assert f"Found Test server at {server.url}/v1: alpha, beta" in said
+        assert f"Found OpenAI-compatible server at {server.url}/v1: alpha, beta" in said
         settings = load_settings().settings
         assert settings.models == ()
         assert settings.backends == ()
         added = (home / "pylon.toml").read_text().removeprefix(render_example())
         proposed = tomllib.loads(uncommented(added))
-        assert proposed["backends"] == [{"name": "here", "kind": "openai", "url": f"{server.url}/v1"}]
+        assert proposed["backends"] == [{"name": "openai", "kind": "openai", "url": f"{server.url}/v1"}]
         assert [model["name"] for model in proposed["models"]] == ["alpha", "beta"]
 
         assert await anyio.to_thread.run_sync(run, ["init", "--sell", "beta"]) == 0
         sold = load_settings().settings
         assert [model.name for model in sold.models] == ["beta"]
         assert sold.models[0].has_price
-        assert sold.models[0].backend == sold.backends[0].name == "here"
+        assert sold.models[0].backend == sold.backends[0].name == "openai"
         assert await anyio.to_thread.run_sync(run, ["init", "--sell", "alpha"]) == 0
         both = load_settings().settings
         assert [model.name for model in both.models] == ["beta", "alpha"]
-        assert [backend.name for backend in both.backends] == ["here"]
+        assert [backend.name for backend in both.backends] == ["openai"]
         assert await anyio.to_thread.run_sync(run, ["init", "--sell", "alpha"]) == 2
         assert "'alpha' already names a model" in capsys.readouterr().err
 
 
 async def test_selling_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with server_with("alpha", "/x/b.gguf") as server:
-        monkeypatch.setattr(proposals, "KNOWN_PLACES", (Place("here", "Test server", f"{server.url}/v1"),))
+        monkeypatch.setattr(detect, "KNOWN_PLACES", (Place(server.url, "a test server"),))
         assert await anyio.to_thread.run_sync(run, ["init", "--sell", "b"]) == 0
     (model,) = load_settings().settings.models
     assert (model.name, model.name_at_backend) == ("b", "/x/b.gguf")
+
+
+async def test_what_is_found_is_proposed_as_what_it_is() -> None:
+    async with (
+        model_server(servers.OLLAMA) as ollama,
+        model_server(servers.LLAMA_CPP) as llama,
+        server_with("a") as one,
+        server_with("b") as two,
+    ):
+        found = await find_servers([Place(each.url, "vLLM") for each in (ollama, llama, one, two)])
+    assert [(server.name, server.title, server.backend_kind, server.url) for server in found] == [
+        ("ollama", "Ollama", "ollama", ollama.url),
+        ("llama-cpp", "llama.cpp", "openai", f"{llama.url}/v1"),
+        ("openai", "OpenAI-compatible server", "openai", f"{one.url}/v1"),
+        ("openai-2", "OpenAI-compatible server", "openai", f"{two.url}/v1"),
+    ]
+    assert [offer.name for offer in found[0].offers] == ["qwen3:8b"], "a model that only embeds writes no text"
+
+
+async def test_models_of_two_servers_go_to_two_backends(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with server_with("a") as first, server_with("b") as second, server_with("c") as third:
+        monkeypatch.setattr(detect, "KNOWN_PLACES", (Place(first.url, ""),))
+        assert await anyio.to_thread.run_sync(run, ["init", "--sell", "a"]) == 0
+        monkeypatch.setattr(detect, "KNOWN_PLACES", tuple(Place(each.url, "") for each in (second, third, first)))
+        assert await anyio.to_thread.run_sync(run, ["init", "--sell", "b", "--sell", "c"]) == 0
+        settings = load_settings().settings
+        urls = [f"{server.url}/v1" for server in (first, second, third)]
+    assert [getattr(backend, "url", None) for backend in settings.backends] == urls
+    names = [backend.name for backend in settings.backends]
+    assert len(set(names)) == 3
+    assert [(model.name, model.backend) for model in settings.models] == list(zip("abc", names, strict=True))
 
 
 def test_what_is_not_found_cannot_be_sold(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,6 +295,6 @@ def test_what_is_not_found_cannot_be_sold(home: Path, capsys: pytest.CaptureFixt
 
 def test_names_that_could_break_out_of_the_file_stay_text() -> None:
     name = 'x"\\ # [[models]]'
-    server = FoundServer(Place("p", "P", "http://h/v1"), (Offer(name, name),))
+    server = FoundServer("p", "P", "openai", "http://h/v1", (Offer(name, name),))
     assert tomllib.loads(proposal_toml(server, [name]))["models"][0]["name"] == name
     assert tomllib.loads(proposal_toml(server)) == {}

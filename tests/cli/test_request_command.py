@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from anyio.from_thread import start_blocking_portal
 from pylon.cli.app import run
 from pylon.cli.request import parse_amount, parse_params, read_prompt
 from pylon.cli.request_screen import GrowingText
+from pylon.jobs.ports import InvoiceRequest
 from pylon.nostr.event import Draft, parse_event
 from pylon.nostr.keys import SecretKey, encode_npub
 from pylon.nostr.nip90 import FeedbackStatus
@@ -237,7 +239,9 @@ def test_the_prompt_comes_from_files(tmp_path: Path) -> None:
 
 
 def test_a_prompt_of_several_words_and_one_beside_a_pipe() -> None:
-    assert read_prompt(["a", "b"], [], io.BytesIO(b"unread"), piped=True) == "a b"
+    pipe = io.TextIOWrapper(io.BytesIO(b"unread"))
+    assert read_prompt(["a", "b"], [], pipe) == "a b"
+    assert read_prompt(["a"], [], None) == "a"
 
 
 @pytest.mark.parametrize(
@@ -269,6 +273,9 @@ def test_a_param_is_split_at_its_first_equals_sign() -> None:
         (["hi", "--relay", "http://x"], "relays.urls"),
         (["hi", "--file", "/nonexistent/file"], "cannot be read"),
         ([" "], "the prompt is empty"),
+        (["--resume", "ab" * 32], "--resume needs one --provider"),
+        (["--resume", "abc", "--provider", NPUB], "no request's id"),
+        (["hi", "--resume", "ab" * 32, "--provider", NPUB], "takes no prompt"),
         (["x" * 70_000], "relays.max_event_bytes"),
         (["hi", "--provider", "\x1b[31m"], "\\x1b[31m"),
     ],
@@ -331,12 +338,12 @@ def test_4_no_result_in_time_and_the_job_is_cancelled(status: FeedbackStatus | N
             shop.feedback(status)
 
     with stall(script) as shop:
-        assert ask(shop, "--timeout", "1", "--json") == 4
+        assert ask(shop, "--timeout", "2", "--json") == 4
         assert shop.cancelled()
     out, err = capsys.readouterr()
     assert json.loads(out)["exit_reason"] == "timeout"
     said = "nobody answered" if status is None else "no result"
-    assert err.splitlines()[-1] == f"pylon: {said} within 1 s; the job is cancelled (kind 5)"
+    assert err.splitlines()[-1] == f"pylon: {said} within 2 s; the job is cancelled (kind 5)"
 
 
 def test_6_no_relay(capsys: Captured) -> None:
@@ -373,7 +380,7 @@ def test_5_an_invoice_that_nobody_pays(capsys: Captured) -> None:
         shop.ask(made)
 
     with stall(script) as shop:
-        assert ask(shop, "--timeout", "1.5", "--json") == 5
+        assert ask(shop, "--timeout", "2.5", "--json") == 5
         assert shop.cancelled()
     out, err = capsys.readouterr()
     told = json.loads(out)
@@ -381,16 +388,39 @@ def test_5_an_invoice_that_nobody_pays(capsys: Captured) -> None:
     assert err.splitlines()[-1].endswith("do not pay it any more")
 
 
-def test_4_a_job_that_was_paid_elsewhere_is_not_cancelled(capsys: Captured) -> None:
+def test_4_a_job_that_was_paid_elsewhere_is_not_cancelled_and_may_be_resumed(capsys: Captured) -> None:
     async def script(shop: Stall) -> None:
         shop.ask(invoice())
         shop.feedback(FeedbackStatus.PROCESSING)
 
     with stall(script) as shop:
-        assert ask(shop, "--timeout", "1.5") == 4
+        assert ask(shop, "--timeout", "2.5") == 4
         assert shop.saw_no_deletion()
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert f"e = {shop.request.id}, may still come to {shop.url}" in said
+        _, hint, command = capsys.readouterr().err.splitlines()[-1].partition("pylon request --resume ")
+        assert hint
+        again = ["request", "--resume", *command.split(), "--relay", shop.url]
+        assert run([*again, "--timeout", "0.5"]) == 4
+        shop.result_later("a lie", by=STRANGER)
+        shop.result_later("at last")
+        assert run(again) == 0
+        assert capsys.readouterr().out == "at last\n"
+        assert shop.saw_no_deletion()
+
+
+def test_a_request_that_no_relay_has_cannot_be_resumed(capsys: Captured) -> None:
+    with stall(silence) as shop:
+        assert run(["request", "--resume", "ab" * 32, *TO_PROVIDER, "--relay", shop.url, "--timeout", "0.5"]) == 6
+    assert "no relay has the request abab" in capsys.readouterr().err
+
+
+def test_1_a_resumed_job_that_failed(capsys: Captured) -> None:
+    async def script(shop: Stall) -> None:
+        shop.feedback(FeedbackStatus.ERROR, "refund-due: sorry")
+
+    with stall(script) as shop:
+        assert ask(shop, *TO_PROVIDER) == 1
+        assert run(["request", "--resume", shop.request.id, *TO_PROVIDER, "--relay", shop.url]) == 1
+    assert "refund-due: sorry" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("flags", [("--pay",), ()])
@@ -461,6 +491,31 @@ def test_5_a_wallet_that_is_away_before_anything_is_asked(
     assert paying.owner_token not in out + err
 
 
+def test_a_payment_in_doubt_is_not_repeated_and_its_result_is_taken(
+    paying: WalletProcess, capsys: Captured
+) -> None:
+    """The fake wallet pays another node's invoice and has no proof of it."""
+    asyncio.run(fill(paying))
+    made = invoice()
+
+    async def script(shop: Stall) -> None:
+        shop.ask(made)
+        shop.result("anyway")
+
+    code, out, err = ended(script, capsys, *TO_PROVIDER, "--bid", "5", "--pay", "--json")
+    told = json.loads(out)
+    assert (code, told["result"], told["payment"], told["unpaid_invoice"]) == (0, "anyway", "in-doubt", made.bolt11)
+    assert "has no proof of it; it is not paid again" in err
+
+
+async def fill(wallet: WalletProcess) -> None:
+    """Put 100 sats into the wallet."""
+    client = wallet.client()
+    async with client.running():
+        made = await client.create_invoice(InvoiceRequest("purse", 100_000, 600))
+    await wallet.payer().pay(made.bolt11)
+
+
 def test_an_invoice_in_the_result_is_paid_afterwards(capsys: Captured) -> None:
     made = invoice()
 
@@ -470,6 +525,14 @@ def test_an_invoice_in_the_result_is_paid_afterwards(capsys: Captured) -> None:
     code, out, err = ended(script, capsys)
     assert (code, out) == (0, "pay me now\n")
     assert made.bolt11 in err.splitlines()
+
+
+def test_a_reader_that_goes_away_is_no_fault() -> None:
+    with stall(answer) as shop:
+        command = f"{sys.executable} -m pylon request hi --relay {shop.url} | true; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=30, check=False)
+    assert done.returncode == 141
+    assert b"pylon: " not in done.stderr
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------
@@ -496,7 +559,7 @@ def test_130_ctrl_c_cancels_the_job(home: Path) -> None:
         assert process.returncode == 130
         assert shop.cancelled()
     assert json.loads(out)["exit_reason"] == "cancelled"
-    assert err == "pylon: cancelled; the job is cancelled (kind 5)\n"
+    assert err == "pylon: interrupted; the job is cancelled (kind 5)\n"
 
 
 def test_130_a_second_ctrl_c_ends_at_once(home: Path) -> None:
@@ -508,7 +571,7 @@ def test_130_a_second_ctrl_c_ends_at_once(home: Path) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
         process.send_signal(signal.SIGINT)
-        process.wait(2)
+        process.wait(4)
         assert process.stderr is not None
         assert process.stderr.read().splitlines()[-1].startswith("pylon: ended at once")
     assert process.returncode == 130

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -15,6 +17,8 @@ import anyio
 import anyio.to_thread
 import pytest
 import tomlkit
+from anyio.abc import Process
+from anyio.streams.text import TextReceiveStream
 
 from pylon.jobs.ports import InvoiceRequest
 from pylon.nostr.keys import encode_npub
@@ -27,6 +31,7 @@ pytestmark = pytest.mark.e2e
 
 LIMIT_S = 60.0
 PURSE_MSATS = 100_000
+CANCELLED = "cancelled/cancelling"  # until its invoice cannot be paid any more
 
 
 class Customer:
@@ -46,6 +51,11 @@ class Customer:
             "PYLON_WALLET_TOKEN": wallet.owner_token,
             "NO_COLOR": "1",
         }
+
+    async def started(self, *arguments: str) -> Process:
+        """Start `pylon request`, to be read while it runs."""
+        command = [sys.executable, "-m", "pylon", "request", *arguments]
+        return await anyio.open_process(command, stdin=subprocess.DEVNULL, env=self._environ, cwd=ROOT)
 
     async def request(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `pylon request`."""
@@ -115,6 +125,37 @@ async def test_a_job_is_bought_from_the_command_line(tmp_path: Path) -> None:
             "fees_msats": 0,
         }
         assert wallet.owner_token not in done.stdout + done.stderr
+
+
+async def test_an_invoice_that_is_shown_is_paid_elsewhere_and_the_job_goes_on(tmp_path: Path) -> None:
+    async with market(tmp_path) as (daemon, customer, wallet):
+        async with await customer.started("Say this.", "--model", MODEL, "--bid", "21") as process:
+            assert process.stderr is not None
+            assert process.stdout is not None
+            lines = TextReceiveStream(process.stderr)
+            said = ""
+            with anyio.fail_after(LIMIT_S):
+                while not (found := re.search(r"^(lnbcrt\w+)\n", said, re.MULTILINE)):
+                    said += await lines.receive()
+                await wallet.payer().pay(found[1])
+                assert await TextReceiveStream(process.stdout).receive() == "Say this.\n"
+                assert await process.wait() == 0
+        [job] = daemon.reports().jobs(work=None, money=None, limit=5, after=None)
+        assert job.money is Money.SETTLED
+
+
+async def test_ctrl_c_ends_the_job_at_its_provider(tmp_path: Path) -> None:
+    async with market(tmp_path) as (daemon, customer, _):
+        async with await customer.started("Say this.", "--model", MODEL) as process:
+            assert process.stderr is not None
+            lines = TextReceiveStream(process.stderr)
+            said = ""
+            with anyio.fail_after(LIMIT_S):
+                while "lnbcrt" not in said:
+                    said += await lines.receive()
+                process.send_signal(signal.SIGINT)
+                assert await process.wait() == 130
+        await daemon.until(lambda status: set(status.jobs_by_state) == {CANCELLED}, "told of the cancellation")
 
 
 async def test_a_bid_below_the_price_buys_nothing(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pylon.wallets.fake_server.node import Draft as InvoiceDraft
 from pylon.wallets.fake_server.node import Node, Signed
 from tests.support.events import PROVIDER, STRANGER
 from tests.support.running_pool import Heard, Running, running_pool
+from tests.support.scripted_relay import until
 
 LIMIT_S = 20.0
 NODE = Node("33" * 32)
@@ -81,6 +82,16 @@ class Stall:
             return self.say(result_draft(self.request, content), by=by)
         draft = result_draft(self.request, content, amount_msats=4000, bolt11=invoice.bolt11)
         return self.say(draft, by=by)
+
+    def result_later(self, content: str, *, by: SecretKey = PROVIDER) -> None:
+        """Publish a result from the test's thread; returns when the relay has it."""
+
+        async def publish() -> None:
+            event = self.result(content, by=by)
+            heard = self._ear if by is PROVIDER else self._stranger.heard
+            await until(lambda: event.id in heard.confirmed_by, "the relay has it")
+
+        self.portal.call(publish)
 
     def ask(self, invoice: Signed, amount_msats: int = 4000, *, by: SecretKey = PROVIDER) -> Signed:
         """Ask for payment with an invoice."""

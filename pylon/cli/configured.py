@@ -1,0 +1,150 @@
+"""What the settings say of backends, and how each of them is at this moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pylon.cli.views import control_client
+from pylon.control.client import ControlError
+
+if TYPE_CHECKING:
+    from pylon.backends.detect import Place
+    from pylon.jobs.ports import Backend
+    from pylon.paths import Paths
+    from pylon.settings import EmbeddedBackendSettings, Settings
+    from pylon.settings.offers import BackendSettings
+
+_DAEMON_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class SoldModel:
+    """A model that is sold on a backend; `available` tells that it is ready and lists the model."""
+
+    name: str
+    backend_model: str
+    available: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BackendNow:
+    """The present state of a backend, as in `pylon status`, or `stopped` where only the daemon starts it."""
+
+    state: str
+    detail: str = ""
+    listed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredBackend:
+    """One backend of the settings. `address` is its URL or its model's file, empty when it has neither."""
+
+    name: str
+    kind: str
+    address: str
+    slots: int
+    now: BackendNow
+    sold: tuple[SoldModel, ...]
+
+
+def configured_backends(settings: Settings, paths: Paths) -> tuple[ConfiguredBackend, ...]:
+    """Return what is configured, each asked for its present state."""
+    states = _states(settings, paths)
+    return tuple(
+        ConfiguredBackend(
+            name=each.name,
+            kind=each.kind,
+            address=str(getattr(each, "url", None) or getattr(each, "gguf", "")),
+            slots=each.slots,
+            now=states[each.name],
+            sold=tuple(_sold(settings, each.name, states[each.name])),
+        )
+        for each in settings.backends
+    )
+
+
+def _sold(settings: Settings, backend: str, now: BackendNow) -> Iterator[SoldModel]:
+    for model in settings.models:
+        for name, there in model.routes:
+            if name == backend:
+                yield SoldModel(model.name, there, now.state == "ready" and there in now.listed)
+
+
+def _states(settings: Settings, paths: Paths) -> dict[str, BackendNow]:
+    import anyio
+
+    from pylon.assembly import make_backends
+    from pylon.backends.trial import check_backends
+    from pylon.settings import EmbeddedBackendSettings
+
+    # An embedded server is the daemon's own child, with a key that only the daemon has: it alone can ask it.
+    embedded = [each for each in settings.backends if isinstance(each, EmbeddedBackendSettings)]
+    made = make_backends(settings, paths)
+    for each in embedded:
+        del made[each.name]
+    asked = anyio.run(check_backends, made)
+    states = {
+        name: BackendNow(state.health, state.detail, tuple(model.name for model in state.models))
+        for name, state in asked.items()
+    }
+    running = running_backends(paths) if embedded else {}
+    return states | {each.name: running.get(each.name) or _at_rest(each) for each in embedded}
+
+
+def running_backends(paths: Paths) -> dict[str, BackendNow]:
+    """Return what a running daemon says of its backends, nothing when none answers."""
+    try:
+        lines = control_client(paths, timeout_s=_DAEMON_TIMEOUT_S).status().backends
+    except ControlError:
+        return {}
+    return {line.name: BackendNow(line.health, line.detail, line.models) for line in lines}
+
+
+def _at_rest(backend: EmbeddedBackendSettings) -> BackendNow:
+    if not backend.gguf.is_file():
+        return BackendNow("down", f"gguf not found: {backend.gguf}")
+    return BackendNow("stopped", "pylon start runs it, pylon backends test tries it")
+
+
+def configured_places(settings: Settings) -> list[Place]:
+    """Return where the configured backends are, with the keys that they want."""
+    from pylon.backends.detect import Place
+    from pylon.backends.openai_wire import normalise_url
+
+    places = []
+    for each in settings.backends:
+        url, key = getattr(each, "url", None), getattr(each, "api_key", None)
+        if url:
+            places.append(Place(normalise_url(url), "", each.name, key.get_secret_value() if key else None))
+    return places
+
+
+def model_at_backend(settings: Settings, backend: str, model: str | None) -> str:
+    """Return the backend's own name of a model, which may be given by what it is sold as.
+
+    Without a model it is the first that is sold there, or empty when none is.
+    """
+    sold = [(each, there) for each in settings.models for name, there in each.routes if name == backend]
+    if model is None:
+        return sold[0][1] if sold else ""
+    return next((there for each, there in sold if model in (each.name, *each.aliases)), model)
+
+
+def backend_for_trial(settings: Settings, paths: Paths, chosen: BackendSettings) -> tuple[Backend, float, str]:
+    """Return a backend of our own for a trial, how long it may take to start (s), and what the operator must know.
+
+    The child of an embedded one writes its log apart from that of the daemon's.
+    """
+    from dataclasses import replace
+
+    from pylon.assembly import make_backends
+    from pylon.settings import EmbeddedBackendSettings
+
+    made = make_backends(settings, replace(paths, state_dir=paths.state_dir / "pylon.trial"))[chosen.name]
+    if not isinstance(chosen, EmbeddedBackendSettings):
+        return made, 0.0, ""
+    twice = chosen.name in running_backends(paths)
+    note = "pylon runs with this model already: for the test it is loaded a second time" if twice else ""
+    return made, chosen.start_timeout_s, note
