@@ -160,6 +160,39 @@ async def test_a_result_that_the_relay_finds_too_long(tmp_path: Path) -> None:
             assert order.results == []
 
 
+async def test_an_answer_that_grows_too_long_for_the_relay(tmp_path: Path) -> None:
+    """Each partial result beyond the limit doubles the relay's wait: soon it takes nothing more for minutes. The
+    daemon connects anew, and the next customer is served."""
+    words = 60
+
+    async def long_answer(wire: Wire) -> None:
+        await wire.send(STREAM_HEAD)
+        for _ in range(words):
+            await wire.send(framed(piece("x" * 100)))
+            await anyio.sleep(0.06)  # longer than the least time between partials
+        await wire.send(framed(piece(None, "stop")) + END)
+
+    async def short_answer(wire: Wire) -> None:
+        await wire.send(STREAM_HEAD + framed(piece("short", "stop")) + END)
+
+    async with scripted_server(long_answer, short_answer) as script:
+        script.models = (MODEL,)
+        with foreign_relay(tmp_path) as relay:
+            settings = market_settings(relay.url, backend_url=script.url, relays={"publish_timeout_s": 5})
+            async with (
+                provider(tmp_path, settings) as daemon,
+                shop(relay.url, provider=daemon.pubkey) as customer,
+            ):
+                order = await customer.order()
+                await order.until(lambda order: len(order.feedback(FeedbackStatus.PARTIAL)) > 5, "partials")
+                _, reason = await job_ends(daemon, order, Work.UNDELIVERABLE, 60)
+                assert "invalid: 280 characters should be enough for anybody" in reason
+                (next_order,) = await serve(customer, 1)
+                assert next_order.results[0].content == "short"
+                status = await daemon.status()
+                assert status.relays[0].reconnects >= 1, "the relay was not slow: this test shows nothing"
+
+
 async def test_a_long_result_goes_to_the_relay_that_takes_it(tmp_path: Path) -> None:
     with foreign_relay(tmp_path) as small, relay_process() as large:
         async with (
@@ -203,4 +236,5 @@ async def test_three_relays_of_two_makes_of_which_one_dies_and_returns(tmp_path:
             assert all(len(order.results) == 1 for order in customer.orders), "a job has more than one result"
             status = await daemon.status()
             assert status.intake.accepted == 80, "the same request from several relays is one job"
-            assert status.jobs_by_state == {"delivered/none": 80}
+            done = {"delivered/none": 80}
+            await daemon.until(lambda status: status.jobs_by_state == done, "told that all is delivered")
