@@ -23,11 +23,12 @@ from anyio.abc import TaskGroup
 from pylon import assembly, logs
 from pylon.control.server import serve_control
 from pylon.jobs import facts
+from pylon.jobs.announcer import Announcer
 from pylon.jobs.cashier import Cashier
 from pylon.jobs.catalogue import Catalogue
 from pylon.jobs.engine import Engine
 from pylon.jobs.intake import Intake
-from pylon.jobs.ports import Clock
+from pylon.jobs.ports import Clock, DeliverySink
 from pylon.jobs.recorder import Recorder
 from pylon.jobs.runner import Runner
 from pylon.jobs.textgen import KIND
@@ -69,6 +70,26 @@ class _Doorway:
         return "not-ready" if self.intake is None else self.intake.offer(event, relay_url)
 
 
+class _Ears:
+    """Hears how deliveries ended, for the engine's events and for the announcer's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.announcer: Announcer | None = None
+
+    def confirmed(self, event_id: str, relay_url: str) -> None:
+        """Hear that a relay has an event."""
+        self._owner(event_id).confirmed(event_id, relay_url)
+
+    def gave_up(self, event_id: str, why: str) -> None:
+        """Hear that no relay took an event."""
+        self._owner(event_id).gave_up(event_id, why)
+
+    def _owner(self, event_id: str) -> DeliverySink:
+        announcer = self.announcer
+        return announcer if announcer is not None and announcer.owns(event_id) else self._engine
+
+
 def run_daemon(loaded: LoadedSettings, paths: Paths, key: SecretKey, *, debug: bool = False) -> int:
     """Run until stopped; returns the exit code. Raises one-sentence errors when it cannot start."""
     settings = loaded.settings
@@ -102,7 +123,8 @@ class Daemon:
         pool_config = assembly.make_pool_config(settings)
         self.pool = RelayPool(pool_config, key=key, sink=self._door, clock=clock, rng=rng)
         engine = Engine(store, Recorder(key, assembly.make_recorder_config(settings)), clock)
-        self._publisher = OutboxPublisher(self.pool, engine, pool_config, clock=clock, rng=rng)
+        ears = _Ears(engine)
+        self._publisher = OutboxPublisher(self.pool, ears, pool_config, clock=clock, rng=rng)
         runner_config = assembly.make_runner_config(settings)
         runner = Runner(engine, backends, offers, key, self._publisher, runner_config, clock)
         self._cashier = None
@@ -121,7 +143,20 @@ class Daemon:
             payable=lambda: None if wallet is None or wallet.state().ready else "the wallet does not answer",
         )
         engine.plug_in(runner, self._cashier, self._publisher)
-        self.parts = Parts(store, engine, runner, intake, self.pool, backends, wallet, mode, key.public_hex)
+        self._announcer = ears.announcer = Announcer(
+            assembly.make_announce_config(settings),
+            offers,
+            key,
+            self._publisher,
+            engine,
+            clock,
+            states=lambda: {name: backend.state() for name, backend in backends.items()},
+            paused=lambda: intake.paused is not None,
+            connected=self.pool.connected,
+        )
+        self.parts = Parts(
+            store, engine, runner, intake, self.pool, backends, wallet, mode, key.public_hex, self._announcer
+        )
         self._views = LiveViews(self.parts, clock, stop=self._stop.set, stopping=self._stop.is_set)
 
     async def run(self) -> None:
@@ -157,6 +192,7 @@ class Daemon:
         tasks.start_soon(self.pool.run)
         tasks.start_soon(self._refresh_cancels)
         tasks.start_soon(self._save_cursors)
+        tasks.start_soon(self._announcer.run)
         await tasks.start(serve_control, self._views, self._paths.control_socket)
         # What was loaded stays: the collector need not walk through it again and again.
         gc.collect()

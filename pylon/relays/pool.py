@@ -106,6 +106,10 @@ class RelayPool:
         """Whether some configured relay is connected."""
         return any(relay.connected for relay in self._relays.values())
 
+    def connected(self) -> list[str]:
+        """Return the canonical URLs of the configured relays that are connected."""
+        return [url for url, relay in self._relays.items() if relay.connected]
+
     def states(self) -> tuple[RelayState, ...]:
         """Return the state of every configured relay, in the configured order."""
         return tuple(relay.state() for relay in self._relays.values())

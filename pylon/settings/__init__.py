@@ -7,6 +7,7 @@ from pylon.logs import LogFormat, LogLevel
 from pylon.settings.errors import SettingsError
 from pylon.settings.load import LoadedSettings, Origin, OriginKind, load_settings
 from pylon.settings.model import (
+    AnnounceSettings,
     DaemonSettings,
     IdentitySettings,
     IntakeSettings,
@@ -29,6 +30,7 @@ from pylon.settings.offers import (
 )
 
 __all__ = [
+    "AnnounceSettings",
     "BackendSettings",
     "DaemonSettings",
     "EchoBackendSettings",

@@ -15,9 +15,13 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pylon.logs import LogFormat, LogLevel
 from pylon.settings.offers import BackendSettings, ModelSettings
 from pylon.settings.values import (
+    ImageUrl,
     KeyFault,
+    LightningAddress,
     Name,
+    Names,
     Number,
+    Prose,
     RelayUrls,
     Secret,
     Section,
@@ -261,6 +265,45 @@ class IntakeSettings(Section):
     )
 
 
+class AnnounceSettings(Section):
+    """What is announced to customers (NIP-89), beside the models for sale and their prices."""
+
+    enabled: bool = Field(default=True, description="Announce what is for sale, and keep that true.")
+    about: Prose = Field(
+        default="Sells inference for Lightning payments (NIP-90).",
+        description="What customers read below the name.",
+    )
+    picture: ImageUrl | None = Field(
+        default=None,
+        description="A picture of the provider.",
+        json_schema_extra={"allowed": "an http:// or https:// URL", "example": "https://example.com/pylon.png"},
+    )
+    lud16: LightningAddress | None = Field(
+        default=None,
+        description="A Lightning address for tips; jobs are paid by invoice.",
+        json_schema_extra={"allowed": "name@host", "example": "you@example.com"},
+    )
+    topics: Names = Field(
+        default=("text-generation",),
+        max_length=16,
+        description="Words that customers search for (`t` tags).",
+        json_schema_extra={"allowed": "a list of at most 16 words"},
+    )
+    profile: bool = Field(
+        default=True,
+        description="Publish these as the key's profile too (kind 0), in place of any other profile it has.",
+    )
+    debounce_s: Number = Field(
+        default=30.0,
+        ge=1,
+        le=3_600,
+        description="The least time between two versions; changes are gathered for it.",
+    )
+    republish_s: Number = Field(
+        default=21_600.0, ge=60, le=604_800, description="After so long it is published again, changed or not."
+    )
+
+
 class DaemonSettings(Section):
     """The process itself."""
 
@@ -293,13 +336,14 @@ class Settings(BaseSettings):
         validate_default=False,
     )
 
-    name: Name = Field(default="pylon", description="The name of this pylon, in its log.")
+    name: Name = Field(default="pylon", description="The name of this pylon, in its log and for customers.")
     relays: RelaysSettings = RelaysSettings()
     identity: IdentitySettings = IdentitySettings()
     payment: PaymentSettings = PaymentSettings()
     wallet: WalletSettings = WalletSettings()
     jobs: JobsSettings = JobsSettings()
     intake: IntakeSettings = IntakeSettings()
+    announce: AnnounceSettings = AnnounceSettings()
     daemon: DaemonSettings = DaemonSettings()
     log: LogSettings = LogSettings()
     backends: Annotated[tuple[BackendSettings, ...], Tables] = Field(default=(), max_length=64)
