@@ -34,6 +34,12 @@ COMMANDS: Final = {
     "status": LazyCommand("pylon.cli.status", "command", "Show what is going on.", "pylon status --json"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
+    "announce": LazyCommand(
+        "pylon.cli.announce", "app", "Show, publish or withdraw the announcement.", "pylon announce show"
+    ),
+    "providers": LazyCommand(
+        "pylon.cli.providers", "command", "List the providers that relays know.", "pylon providers --model smollm2"
+    ),
     "demo": LazyCommand(
         "pylon.cli.demo", "command", "Show the whole market on this machine, with play money.", "pylon demo"
     ),
@@ -83,6 +89,8 @@ def _root(
         ctx.default_map = {
             "start": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
+            "announce": {name: {"config": config} for name in ("show", "publish", "withdraw")},
+            "providers": {"config": config},
         }
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
