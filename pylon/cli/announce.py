@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pylon.nostr.nip89 import Announcement
     from pylon.paths import Paths
 
-_NAMES = {31990: "announcement", 0: "profile", 10002: "relay list"}
+_NAMES = {31990: "announcement", 0: "profile", 10002: "relay list"}  # by kind
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -41,7 +41,7 @@ def _announce() -> None:
 
 
 @app.command("show", epilog="Example: pylon announce show")
-def show(ctx: typer.Context, config: Config = None, json: Json = False) -> int:
+def show_announcement(ctx: typer.Context, config: Config = None, json: Json = False) -> int:
     """Show what is announced, or would be, and what each relay has of it.
 
     Exit code: 0 when a relay answered, 1 when none did.
@@ -58,7 +58,7 @@ def show(ctx: typer.Context, config: Config = None, json: Json = False) -> int:
         say(dump_json(_as_json(state, announcement, event, reading, running=live is not None), indent=2))
     else:
         screen = Screen()
-        _show(state, announcement, event, reading, screen, running=live is not None)
+        show(state, announcement, event, reading, screen, running=live is not None)
         say(screen.text())
     return 0 if any(relay.complete for relay in reading.relays) else EXIT_FAILED
 
@@ -162,12 +162,13 @@ def _announced(live: AnnouncementView | None, desk: Desk) -> tuple[Announcement,
 # --- showing ----------------------------------------------------------------------------------------------------
 
 
-def _show(
+def show(
     state: str, announcement: Announcement, event: Event | None, reading: Reading, screen: Screen, *, running: bool
 ) -> None:
+    """Put an announcement on the screen, and what each relay has of it."""
     rows = [
         (cell("announcement"), cell(state, Colour.GOOD if state == "announced" else Colour.WARN)),
-        (cell("daemon"), cell("running" if running else "not running: shown is what would be announced")),
+        (cell("daemon"), cell("running" if running else "not running; this is what would be announced")),
         (cell("name"), cell(announcement.name)),
         (cell("about"), cell(announcement.about, limit=300)),
         (cell("kinds"), cell(", ".join(map(str, announcement.kinds)))),

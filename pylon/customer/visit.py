@@ -159,12 +159,17 @@ class Visit:
 async def visiting(relays: PoolConfig, *, key: SecretKey, clock: Clock, rng: random.Random) -> AsyncIterator[Visit]:
     """Visit relays until the block ends. Raises `DialRefused` when a URL is none of a relay."""
     visit = Visit(relays, key=key, clock=clock, rng=rng)
+    fault: Exception | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(visit.run)
         try:
             yield visit
+        except Exception as error:  # noqa: BLE001 - raised below, as itself and not within a group
+            fault = error
         finally:
             tasks.cancel_scope.cancel()
+    if fault is not None:
+        raise fault
 
 
 def matches(event: Event, asked: Filter) -> bool:
