@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Final
 
 from pylon.customer.visit import Reading, Visit, visiting
-from pylon.jobs.announcement import IDENTIFIER, AnnounceConfig, announcement_now, drafts_now
-from pylon.jobs.announcer import AnnouncingOff, take_time
+from pylon.jobs.announcement import IDENTIFIER, AnnounceConfig, announcement_now, drafts_now, is_foreign
+from pylon.jobs.announcer import AnnouncingOff, kind_mark, take_time
 from pylon.jobs.catalogue import Offer
 from pylon.lock import instance_lock
 from pylon.nostr.event import Draft, Event
@@ -31,6 +31,7 @@ from pylon.nostr.nip89 import (
 )
 from pylon.paths import Paths, private_folder
 from pylon.relays.state import PoolConfig
+from pylon.store.tx import Tx
 from pylon.store.writer import Store
 
 PUBLISH_S: Final = 15.0
@@ -64,8 +65,9 @@ class Desk:
         if not self.config.enabled:
             raise AnnouncingOff
         drafts = drafts_now(self.config, self.announcement())
-        events = {event.kind: event for event in await self._signed(drafts.values(), withdrawn=False)}
         async with self._visit() as visit:
+            found = await self._read(visit)
+            events = {event.kind: event for event in await self._signed(drafts, found, withdrawn=False)}
             await visit.publish(tuple(events.values()), PUBLISH_S)
         return events[ANNOUNCEMENT_KIND]
 
@@ -75,7 +77,7 @@ class Desk:
             found = await self._read(visit)
             ids = [event.id for event in found.events if event.kind == ANNOUNCEMENT_KIND]
             draft = withdrawal_draft(self.key.public_hex, IDENTIFIER, ids, "withdrawn by the operator")
-            (event,) = await self._signed([draft], withdrawn=True)
+            (event,) = await self._signed({draft.kind: draft}, found, withdrawn=True)
             await visit.publish([event], PUBLISH_S)
             return event
 
@@ -84,16 +86,27 @@ class Desk:
         announced = {**mine, "kinds": [ANNOUNCEMENT_KIND], "#d": [IDENTIFIER]}
         return await visit.read([announced, {**mine, "kinds": [PROFILE_KIND, RELAY_LIST_KIND]}], self.timeout_s)
 
-    async def _signed(self, drafts: Iterable[Draft], *, withdrawn: bool) -> list[Event]:
+    async def _signed(self, drafts: Mapping[int, Draft], found: Reading, *, withdrawn: bool) -> list[Event]:
+        """Return the events of now, without those kinds of which the key has one published elsewhere."""
+        now = time.time()
+
+        def mark(tx: Tx) -> tuple[int, list[Draft]]:
+            marks = tx.marks()
+            ours = {kind: draft for kind, draft in drafts.items() if not self._is_foreign(kind, found, marks)}
+            return take_time(tx, now, ours, withdrawn=withdrawn), list(ours.values())
+
         private_folder(self.paths.state_dir)
         with instance_lock(self.paths.lock_file):
             store = await Store.open(self.paths.database)
             try:
-                now = time.time()
-                created_at = await store.write(lambda tx: take_time(tx, now, withdrawn=withdrawn))
+                created_at, ours = await store.write(mark)
             finally:
                 await store.aclose()
-        return [draft.sign(self.key, created_at) for draft in drafts]
+        return [draft.sign(self.key, created_at) for draft in ours]
+
+    def _is_foreign(self, kind: int, found: Reading, marks: Mapping[str, int]) -> bool:
+        there = standing(found, kind)
+        return is_foreign(self.config, kind, there.created_at if there else None, marks.get(kind_mark(kind), 0))
 
     def _visit(self) -> AbstractAsyncContextManager[Visit]:
         rng = random.Random()  # noqa: S311 - jitter, not secrets

@@ -9,7 +9,7 @@ from pylon.backends.echo import EchoBackend, EchoConfig
 from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs import facts
-from pylon.jobs.announcement import AnnounceConfig
+from pylon.jobs.announcement import AnnounceConfig, ProfileMode
 from pylon.jobs.cashier import CashierConfig
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.intake import IntakeConfig
@@ -206,7 +206,7 @@ def make_announce_config(settings: Settings) -> AnnounceConfig:
         relays=tuple(settings.relays.urls),
         free=settings.payment.mode is PaymentMode.FREE,
         enabled=announce.enabled,
-        profile=announce.profile,
+        profile=ProfileMode(announce.profile.value),
         debounce_s=announce.debounce_s,
         republish_s=announce.republish_s,
         limit_bytes=settings.relays.max_event_bytes,

@@ -23,6 +23,7 @@ from anyio.abc import TaskGroup
 from pylon import assembly, logs
 from pylon.control.server import serve_control
 from pylon.jobs import facts
+from pylon.jobs.announcement import SHARED_KINDS
 from pylon.jobs.announcer import Announcer
 from pylon.jobs.cashier import Cashier
 from pylon.jobs.catalogue import Catalogue
@@ -49,6 +50,7 @@ log = structlog.get_logger("pylon.daemon")
 
 _REQUESTS = "requests"
 _CANCELS = "cancels"
+_OWN = "own"
 _CURSOR_EVERY_S = 15.0
 _CURSOR_MARK = "cursor "
 _CANCELS_EVERY_S = 2.0
@@ -64,9 +66,13 @@ class _Doorway:
 
     def __init__(self) -> None:
         self.intake: Intake | None = None
+        self.announcer: Announcer | None = None
 
     def offer(self, event: Event, relay_url: str) -> str | None:
         """Pass an event on."""
+        if event.kind in SHARED_KINDS and self.announcer is not None:
+            self.announcer.hear(event)
+            return None
         return "not-ready" if self.intake is None else self.intake.offer(event, relay_url)
 
 
@@ -143,7 +149,7 @@ class Daemon:
             payable=lambda: None if wallet is None or wallet.state().ready else "the wallet does not answer",
         )
         engine.plug_in(runner, self._cashier, self._publisher)
-        self._announcer = ears.announcer = Announcer(
+        self._announcer = ears.announcer = self._door.announcer = Announcer(
             assembly.make_announce_config(settings),
             offers,
             key,
@@ -153,6 +159,7 @@ class Daemon:
             states=lambda: {name: backend.state() for name, backend in backends.items()},
             paused=lambda: intake.paused is not None,
             connected=self.pool.connected,
+            all_found=lambda: self.pool.all_caught_up(_OWN),
         )
         self.parts = Parts(
             store, engine, runner, intake, self.pool, backends, wallet, mode, key.public_hex, self._announcer
@@ -232,6 +239,8 @@ class Daemon:
 
         self.pool.subscribe(_REQUESTS, requests, cursors=cursors)
         self.pool.subscribe(_CANCELS, self._cancel_filters, since=0)
+        mine: Filter = {"kinds": sorted(SHARED_KINDS), "authors": [self.parts.pubkey]}
+        self.pool.subscribe(_OWN, lambda since: [mine], since=0)
 
     def _cancel_filters(self, since: int) -> Sequence[Filter]:
         ids = self._cancellable()

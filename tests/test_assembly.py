@@ -178,7 +178,7 @@ EVERYTHING: dict[str, Any] = {
         "picture": "https://shop.example/a.png?size=2",
         "lud16": "shop@ln.example",
         "topics": ["llm", "chat"],
-        "profile": False,
+        "profile": "never",
         "debounce_s": 31.0,
         "republish_s": 21_601.0,
     },

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from pylon.jobs.catalogue import Offer
@@ -16,6 +17,8 @@ from pylon.jobs.ports import BackendHealth, BackendState
 from pylon.jobs.textgen import KIND, PARAMS
 from pylon.nostr.event import Draft
 from pylon.nostr.nip89 import (
+    PROFILE_KIND,
+    RELAY_LIST_KIND,
     AnnouncedModel,
     AnnouncedParam,
     Announcement,
@@ -36,12 +39,24 @@ _QUANTIZATION: Final = re.compile(
 )
 
 
+SHARED_KINDS: Final = frozenset({PROFILE_KIND, RELAY_LIST_KIND})
+"""What a key has one of, whatever programs use it: ours must not take the place of somebody's own."""
+
+
+class ProfileMode(StrEnum):
+    """Whether the key's profile (kind 0) and relay list (kind 10002) are published too."""
+
+    AUTO = "auto"  # unless the key has one that was published elsewhere
+    ALWAYS = "always"  # in place of any other
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True)
 class AnnounceConfig:
     """What the operator says of the provider, and how often it is said.
 
-    `free` means that nobody pays, whatever the prices; `relays` is the NIP-65 list; `profile` tells whether kind 0
-    is published too. Changes are gathered for `debounce_s`; everything is repeated after `republish_s`.
+    `free` means that nobody pays, whatever the prices; `relays` is the NIP-65 list. Changes are gathered for
+    `debounce_s`; everything is repeated after `republish_s`.
     """
 
     name: str
@@ -52,7 +67,7 @@ class AnnounceConfig:
     relays: tuple[str, ...] = ()
     free: bool = False
     enabled: bool = True
-    profile: bool = True
+    profile: ProfileMode = ProfileMode.AUTO
     debounce_s: float = 30.0
     republish_s: float = 21_600.0
     limit_bytes: int = 65_536
@@ -73,10 +88,21 @@ def announcement_now(
 
 def drafts_now(config: AnnounceConfig, announcement: Announcement) -> dict[int, Draft]:
     """Return everything to be published, by kind: the announcement, the relay list and the profile."""
-    drafts = [announcement_draft(announcement), relay_list_draft(config.relays)]
-    if config.profile:
+    drafts = [announcement_draft(announcement)]
+    if config.profile is not ProfileMode.NEVER:
+        drafts.append(relay_list_draft(config.relays))
         drafts.append(profile_draft(config.name, config.about, config.picture, config.lud16))
     return {draft.kind: draft for draft in drafts}
+
+
+def is_foreign(config: AnnounceConfig, kind: int, found_at: int | None, published_at: int) -> bool:
+    """Tell whether what relays have of a shared kind was published elsewhere, and is to be left alone.
+
+    `found_at` is the `created_at` of the newest version found (None: there is none), `published_at` that of our
+    last one, 0 when there never was one.
+    """
+    auto = config.profile is ProfileMode.AUTO and kind in SHARED_KINDS
+    return auto and found_at is not None and found_at > published_at
 
 
 def quantization_of(name: str) -> str | None:

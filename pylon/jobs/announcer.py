@@ -4,6 +4,9 @@ A replaceable event is kept by a relay only when its `created_at` is above that 
 the lowest id wins and the rest is refused. So every version takes a time from the store's marks, one more than the
 last at least, committed before anything is signed: two versions never share a second, not even across restarts.
 
+A key has one profile and one relay list, whatever programs use it. Those that relays have are asked for first: one
+that is newer than our last was published elsewhere, and is left alone (`ProfileMode.AUTO`).
+
 A relay that is away when something is published gets it when it is connected again, at the latest after
 `debounce_s`; one that stays connected and forgets gets it with the next repetition.
 """
@@ -17,10 +20,17 @@ from typing import Final, Protocol, TypeVar
 import anyio
 import structlog
 
-from pylon.jobs.announcement import IDENTIFIER, AnnounceConfig, announcement_now, drafts_now
+from pylon.jobs.announcement import (
+    IDENTIFIER,
+    SHARED_KINDS,
+    AnnounceConfig,
+    announcement_now,
+    drafts_now,
+    is_foreign,
+)
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.ports import BackendHealth, BackendState, Clock, Publisher
-from pylon.nostr.event import Draft, Event
+from pylon.nostr.event import Draft, Event, verify
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip89 import ANNOUNCEMENT_KIND, withdrawal_draft
 from pylon.nostr.nip90 import DELETION_KIND
@@ -62,12 +72,19 @@ class MarkKeeper(Protocol):
         ...
 
 
-def take_time(tx: Tx, now: float, *, withdrawn: bool) -> int:
-    """Return the `created_at` of the next version, above every one before, and mark it as used."""
+def take_time(tx: Tx, now: float, kinds: Iterable[int], *, withdrawn: bool) -> int:
+    """Return the `created_at` of the next version of `kinds`, above every one before, and mark it as used."""
     created_at = max(int(now), tx.marks().get(TIME_MARK, 0) + 1)
     tx.set_mark(TIME_MARK, created_at)
     tx.set_mark(WITHDRAWN_MARK, int(withdrawn))
+    for kind in SHARED_KINDS.intersection(kinds):
+        tx.set_mark(kind_mark(kind), created_at)
     return created_at
+
+
+def kind_mark(kind: int) -> str:
+    """Return the name of the mark that holds the `created_at` of our last version of a shared kind."""
+    return f"published kind {kind}"
 
 
 class Announcer:
@@ -85,6 +102,7 @@ class Announcer:
         states: Callable[[], Mapping[str, BackendState]],
         paused: Callable[[], bool],
         connected: Callable[[], Iterable[str]],
+        all_found: Callable[[], bool],
     ) -> None:
         self._config = config
         self._offers = offers
@@ -95,11 +113,15 @@ class Announcer:
         self._states = states
         self._paused = paused
         self._connected = connected
+        self._all_found = all_found  # whether every relay has told what it has of us
         self._lock = anyio.Lock()
         self._started_at = clock()
         self._settled = False  # whether the backends have said how they are, or had the time to
         self._published_at: float | None = None  # unix seconds; across restarts; None: not read from the store yet
         self._withdrawn = False
+        self._shared_at: dict[int, int] = {}  # created_at of our last version of a shared kind
+        self._found_at: dict[int, int] = {}  # of the newest version on relays, whoever published it
+        self._left_alone: set[int] = set()
         self._drafts: dict[int, Draft] = {}  # what stands on the relays, by kind, as far as this process knows
         self._events: dict[int, Event] = {}
         self._served: frozenset[str] = frozenset()  # relays that were connected when it was sent
@@ -114,7 +136,8 @@ class Announcer:
             return AnnounceState.OFF
         if self._withdrawn:
             return AnnounceState.WITHDRAWN
-        return AnnounceState.ANNOUNCED if self._drafts == self._wanted() else AnnounceState.WAITING
+        stands = all(self._drafts.get(kind) == draft for kind, draft in self._wanted().items())
+        return AnnounceState.ANNOUNCED if stands else AnnounceState.WAITING
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -157,6 +180,12 @@ class Announcer:
             await self._send({DELETION_KIND: draft}, withdrawn=True)
             log.info("the announcement is withdrawn")
 
+    def hear(self, event: Event) -> None:
+        """Take a profile or relay list of our key that a relay has. Never raises."""
+        newer = event.created_at > self._found_at.get(event.kind, -1)
+        if event.kind in SHARED_KINDS and event.pubkey == self._key.public_hex and newer and verify(event):
+            self._found_at[event.kind] = event.created_at
+
     async def confirmation(self, within_s: float) -> str | None:
         """Return a relay that has what was published last, waiting for it; None when none confirms in time."""
         with anyio.move_on_after(within_s):
@@ -191,6 +220,7 @@ class Announcer:
             marks = await self._marks.query(lambda tx: tx.marks())
             self._published_at = float(marks.get(TIME_MARK, 0))
             self._withdrawn = bool(marks.get(WITHDRAWN_MARK, 0))
+            self._shared_at = {kind: marks.get(kind_mark(kind), 0) for kind in SHARED_KINDS}
 
     def _ready(self, now: float) -> bool:
         """Tell whether the backends are known: they answer within seconds of the start, or load for minutes."""
@@ -202,7 +232,18 @@ class Announcer:
 
     def _wanted(self) -> dict[int, Draft]:
         announcement = announcement_now(self._config, self._offers, self._states(), paused=self._paused())
-        return drafts_now(self._config, announcement)
+        drafts = drafts_now(self._config, announcement)
+        return {kind: draft for kind, draft in drafts.items() if kind not in SHARED_KINDS or self._is_ours(kind)}
+
+    def _is_ours(self, kind: int) -> bool:
+        if not (self._all_found() or self._clock() >= self._started_at + self._config.debounce_s):
+            return False
+        if not is_foreign(self._config, kind, self._found_at.get(kind), self._shared_at.get(kind, 0)):
+            return True
+        if kind not in self._left_alone:
+            self._left_alone.add(kind)
+            log.info("this key has one that was published elsewhere: left alone (announce.profile)", kind=kind)
+        return False
 
     def _due(self, now: float) -> dict[int, Draft]:
         # A clock that was set back must not silence us until it is where it was.
@@ -225,7 +266,8 @@ class Announcer:
 
     async def _send(self, drafts: Mapping[int, Draft], *, withdrawn: bool) -> None:
         now = self._clock()
-        created_at = await self._marks.query(lambda tx: take_time(tx, now, withdrawn=withdrawn))
+        created_at = await self._marks.query(lambda tx: take_time(tx, now, drafts, withdrawn=withdrawn))
+        self._shared_at |= dict.fromkeys(SHARED_KINDS.intersection(drafts), created_at)
         for kind, draft in drafts.items():
             self._events[kind] = draft.sign(self._key, created_at)
         ids = {event.id for event in self._events.values()}

@@ -95,6 +95,10 @@ class RelayPool:
         while sum(relay.caught_up(name) for relay in self._relays.values()) < count:
             await self.changed()
 
+    def all_caught_up(self, name: str) -> bool:
+        """Whether every configured relay has sent its stored events of a subscription."""
+        return all(relay.caught_up(name) for relay in self._relays.values())
+
     async def changed(self) -> None:
         """Wait until the status of some relay or subscription changes."""
         if self._change is None:

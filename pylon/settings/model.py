@@ -38,6 +38,14 @@ class PaymentMode(StrEnum):
     FREE = "free"
 
 
+class ProfileMode(StrEnum):
+    """Whether the key's profile and relay list are published too."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 class WalletKind(StrEnum):
     """The wallets that Pylon can talk to."""
 
@@ -289,9 +297,9 @@ class AnnounceSettings(Section):
         description="Words that customers search for (`t` tags).",
         json_schema_extra={"allowed": "a list of at most 16 words"},
     )
-    profile: bool = Field(
-        default=True,
-        description="Publish these as the key's profile too (kind 0), in place of any other profile it has.",
+    profile: ProfileMode = Field(
+        default=ProfileMode.AUTO,
+        description="Publish profile (kind 0) and relay list (kind 10002) too; auto: unless the key has its own.",
     )
     debounce_s: Number = Field(
         default=30.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import orjson
 import pytest
 from websockets.asyncio.client import connect
 
-from pylon.nostr.event import Event, parse_event, verify
+from pylon.nostr.event import Draft, Event, parse_event, verify
 from pylon.nostr.nip89 import ModelPrice, parse_announcement, relay_list_draft
 from tests.support.provider import MODEL, Provider, market_settings, provider
 from tests.support.relay import relay_process
+from tests.support.running_pool import running_pool
 
 pytestmark = pytest.mark.e2e
 
@@ -36,11 +38,12 @@ async def stored(url: str, **asked: Any) -> list[Event]:
     return found
 
 
-async def announced(url: str, is_it: Callable[[list[Event]], bool] = bool) -> list[Event]:
-    """Wait until what a client finds by the kind of job is as it should be."""
+async def announced(url: str, is_it: Callable[[list[Event]], bool] = bool, **asked: Any) -> list[Event]:
+    """Wait until what a client finds, by default by the kind of job, is as it should be."""
+    asked = asked or {"kinds": [31990], "#k": ["5050"]}
     found: list[Event] = []
     with anyio.move_on_after(LIMIT_S):
-        while not is_it(found := await stored(url, kinds=[31990], **{"#k": ["5050"]})):  # noqa: ASYNC110
+        while not is_it(found := await stored(url, **asked)):  # noqa: ASYNC110
             await anyio.sleep(0.05)
         return found
     raise AssertionError(f"not within {LIMIT_S:g} s; found: {found}")
@@ -67,9 +70,9 @@ async def test_announced_found_repriced_withdrawn_and_announced_again(tmp_path: 
             assert not told.paused and told.models[0].price == ModelPrice(), "nobody pays here"
             assert json.loads(first.content)["nip90Params"]["model"] == {"required": False, "values": [MODEL]}
             assert first in await stored(relay.url, kinds=[31990], **{"#t": ["llm"]})
-            (profile,) = await stored(relay.url, kinds=[0], authors=[daemon.pubkey])
+            (profile,) = await announced(relay.url, kinds=[0], authors=[daemon.pubkey])
             assert json.loads(profile.content)["lud16"] == "shop@ln.example"
-            (relays,) = await stored(relay.url, kinds=[10002], authors=[daemon.pubkey])
+            (relays,) = await announced(relay.url, kinds=[10002], authors=[daemon.pubkey])
             assert relays.tags == relay_list_draft([relay.url]).tags
 
             assert await daemon.stop() == 0
@@ -136,6 +139,24 @@ async def test_published_by_hand_it_is_paused_until_the_daemon_starts(tmp_path: 
             (event,) = await announced(relay.url, lambda found: bool(found) and found != [by_hand])
             assert not parse_announcement(event).paused
             assert event.created_at > by_hand.created_at
+
+
+async def test_a_profile_that_the_key_has_already_is_never_overwritten(tmp_path: Path) -> None:
+    with relay_process() as relay:
+        settings = market_settings(relay.url, announce=QUICKLY)
+        async with provider(tmp_path, settings, started=False) as daemon:
+            human = Draft(0, '{"name":"A human","nip05":"me@example.com"}').sign(daemon.key, int(time.time()) - 5)
+            async with running_pool(relay.url) as running:
+                running.deliver(human)
+                assert await announced(relay.url, kinds=[0]) == [human]
+            await ran(daemon, "announce", "publish")
+            assert await stored(relay.url, kinds=[0]) == [human]
+            (first,) = await announced(relay.url)
+            await daemon.start()
+            await announced(relay.url, lambda found: bool(found) and found != [first])
+            await announced(relay.url, kinds=[10002])
+            await ran(daemon, "announce", "publish")
+            assert await stored(relay.url, kinds=[0]) == [human]
 
 
 async def test_a_relay_that_was_away_gets_the_announcement_when_it_returns(tmp_path: Path) -> None:

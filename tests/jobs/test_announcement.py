@@ -7,7 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from pylon.jobs.announcement import AnnounceConfig, announcement_now, drafts_now, quantization_of
+from pylon.jobs.announcement import (
+    AnnounceConfig,
+    ProfileMode,
+    announcement_now,
+    drafts_now,
+    is_foreign,
+    quantization_of,
+)
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.ports import BackendHealth, BackendState, ModelInfo
 from pylon.jobs.pricing import Price
@@ -104,7 +111,25 @@ def test_profile_and_relay_list_beside_it() -> None:
     assert set(drafts) == {31990, 10002, 0}
     assert drafts[10002].tags == (("r", "wss://one"), ("r", "wss://two"))
     assert json.loads(drafts[0].content) == {"name": "Shop", "about": "Answers.", "lud16": "shop@ln.example"}
-    assert set(drafts_now(replace(CONFIG, profile=False), announcement)) == {31990, 10002}
+    assert set(drafts_now(replace(CONFIG, profile=ProfileMode.NEVER), announcement)) == {31990}
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "found_at", "published_at", "foreign"),
+    [
+        ("auto", 0, 100, 0, True),  # never published by us
+        ("auto", 10002, 101, 100, True),  # newer than ours
+        ("auto", 0, 100, 100, False),  # ours
+        ("auto", 0, 99, 100, False),  # an old copy on some relay
+        ("auto", 0, None, 0, False),  # there is none
+        ("auto", 31990, 100, 0, False),  # the announcement is always ours
+        ("always", 0, 100, 0, False),
+    ],
+)
+def test_what_was_published_elsewhere(
+    mode: str, kind: int, found_at: int | None, published_at: int, foreign: bool
+) -> None:
+    assert is_foreign(replace(CONFIG, profile=ProfileMode(mode)), kind, found_at, published_at) is foreign
 
 
 @pytest.mark.parametrize("limit_bytes", [4096, 16_384, 65_536])

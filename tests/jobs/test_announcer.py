@@ -11,16 +11,17 @@ from typing import TypeVar
 import anyio
 import pytest
 
-from pylon.jobs.announcement import AnnounceConfig
-from pylon.jobs.announcer import TIME_MARK, Announcer, AnnounceState, AnnouncingOff, take_time
+from pylon.jobs.announcement import AnnounceConfig, ProfileMode
+from pylon.jobs.announcer import TIME_MARK, Announcer, AnnounceState, AnnouncingOff, kind_mark, take_time
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.ports import BackendHealth, BackendState, ModelInfo
 from pylon.jobs.pricing import Price
-from pylon.nostr.event import Event
+from pylon.nostr.event import Draft, Event
+from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip89 import Announcement, parse_announcement
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
-from tests.support.events import NOW, PROVIDER
+from tests.support.events import NOW, PROVIDER, STRANGER
 from tests.support.stand_ins import RELAY, FakeClock, FakeRelays
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Desk:
     state: BackendState = READY
     paused: bool = False
     connected: set[str] = field(default_factory=lambda: {RELAY})
+    all_found: bool = True
 
     def __post_init__(self) -> None:
         self.restart()
@@ -58,7 +60,8 @@ class Desk:
         """Be a new process on the same store and relays."""
         self.announcer = Announcer(
             self.config, self.offers, PROVIDER, self.relays, Marks(self.store), self.clock,
-            states=lambda: {"b": self.state}, paused=lambda: self.paused, connected=lambda: self.connected,
+            states=lambda: {"b": self.state}, paused=lambda: self.paused,
+            connected=lambda: self.connected, all_found=lambda: self.all_found,
         )  # fmt: skip
         self.relays.sink = self.announcer
 
@@ -187,9 +190,11 @@ async def test_a_clock_set_back_silences_nothing(desk: Desk) -> None:
 
 
 async def test_a_time_is_taken_before_anything_is_sent(desk: Desk) -> None:
-    assert await desk.store.write(lambda tx: take_time(tx, NOW + 0.9, withdrawn=False)) == NOW
-    assert await desk.store.write(lambda tx: take_time(tx, NOW + 0.9, withdrawn=False)) == NOW + 1
-    assert await desk.store.write(lambda tx: take_time(tx, NOW + 50, withdrawn=True)) == NOW + 50
+    assert await desk.store.write(lambda tx: take_time(tx, NOW + 0.9, (31990, 0), withdrawn=False)) == NOW
+    assert await desk.store.write(lambda tx: take_time(tx, NOW + 0.9, (31990, 0), withdrawn=False)) == NOW + 1
+    assert await desk.store.write(lambda tx: take_time(tx, NOW + 50, (5,), withdrawn=True)) == NOW + 50
+    marks = await desk.store.write(lambda tx: tx.marks())
+    assert (marks[TIME_MARK], marks[kind_mark(0)]) == (NOW + 50, NOW + 1)
 
 
 async def test_a_relay_that_was_away_gets_it_when_it_is_back(desk: Desk) -> None:
@@ -209,6 +214,59 @@ async def test_a_relay_that_was_away_gets_it_when_it_is_back(desk: Desk) -> None
     (paused,) = await desk.after(60)
     desk.connected = {RELAY, "wss://two.example"}
     assert paused in await desk.after(30), "but not this one"
+
+
+# --- a key that has a profile already -------------------------------------------------------------------------
+
+
+def theirs(kind: int, at: int = NOW - 10**6, key: SecretKey = PROVIDER) -> Event:
+    """What another program has published under our key."""
+    return Draft(kind, '{"name":"A human"}').sign(key, at)
+
+
+async def test_a_profile_from_elsewhere_is_left_alone(desk: Desk) -> None:
+    desk.announcer.hear(theirs(0))
+    assert kinds(await desk.after(0)) == [31990, 10002]
+    assert desk.standing() is AnnounceState.ANNOUNCED
+    desk.restart()
+    desk.announcer.hear(theirs(0))
+    desk.announcer.hear(desk.relays.durable[1])
+    assert kinds(await desk.after(3600)) == [31990, 10002], "the relay list is our own"
+
+
+async def test_a_profile_that_is_published_elsewhere_later_is_left_alone_from_then_on(desk: Desk) -> None:
+    ours = (await desk.after(0))[2]
+    desk.announcer.hear(ours)
+    assert kinds(await desk.after(3600)) == [31990, 10002, 0]
+    desk.announcer.hear(theirs(0, at=NOW + 3601))
+    assert kinds(await desk.after(3600)) == [31990, 10002]
+    desk.announcer.hear(ours)
+    assert kinds(await desk.after(3600)) == [31990, 10002], "an old copy changes nothing"
+
+
+async def test_the_profile_waits_until_the_relays_have_told_and_the_announcement_does_not(desk: Desk) -> None:
+    desk.all_found = False
+    assert kinds(await desk.after(0)) == [31990]
+    assert await desk.after(29) == []
+    assert kinds(await desk.after(1)) == [10002, 0], "not for ever: a relay may be away"
+    desk.restart()
+    desk.all_found = True
+    assert kinds(await desk.after(30)) == [31990, 10002, 0]
+
+
+@pytest.mark.parametrize(("mode", "sent"), [("always", [31990, 10002, 0]), ("never", [31990])])
+async def test_the_operator_has_the_last_word(desk: Desk, mode: str, sent: list[int]) -> None:
+    desk.config = replace(CONFIG, profile=ProfileMode(mode))
+    desk.restart()
+    desk.announcer.hear(theirs(0))
+    assert kinds(await desk.after(0)) == sent
+
+
+async def test_nobody_else_can_say_that_we_have_a_profile(desk: Desk) -> None:
+    desk.announcer.hear(theirs(0, key=STRANGER))
+    desk.announcer.hear(replace(theirs(0), content="forged"))
+    desk.announcer.hear(theirs(1))
+    assert kinds(await desk.after(0)) == [31990, 10002, 0]
 
 
 async def test_withdrawn_it_stays_withdrawn_until_it_is_published_again(desk: Desk) -> None:
