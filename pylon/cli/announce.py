@@ -166,9 +166,13 @@ def show(
     state: str, announcement: Announcement, event: Event | None, reading: Reading, screen: Screen, *, running: bool
 ) -> None:
     """Put an announcement on the screen, and what each relay has of it."""
+    word = state if running or state != "waiting" else "as the relays have it; no daemon keeps it true"
     rows = [
-        (cell("announcement"), cell(state, Colour.GOOD if state == "announced" else Colour.WARN)),
-        (cell("daemon"), cell("running" if running else "not running; this is what would be announced")),
+        (cell("announcement"), cell(word, Colour.GOOD if state == "announced" else Colour.WARN)),
+        (
+            cell("daemon"),
+            cell("running" if running else "not running; this is what pylon announce publish would say"),
+        ),
         (cell("name"), cell(announcement.name)),
         (cell("about"), cell(announcement.about, limit=300)),
         (cell("kinds"), cell(", ".join(map(str, announcement.kinds)))),

@@ -42,6 +42,9 @@ TICK_S: Final = 0.5
 DELIVERY_S: Final = 60.0
 """How long an event is offered to relays that are away; after that it waits for their return."""
 
+FIND_S: Final = 5.0
+"""How long the first announcement waits for relays to tell what they have; the profile waits for longer."""
+
 TIME_MARK: Final = "announced at"
 WITHDRAWN_MARK: Final = "announcement withdrawn"
 
@@ -223,11 +226,13 @@ class Announcer:
             self._shared_at = {kind: marks.get(kind_mark(kind), 0) for kind in SHARED_KINDS}
 
     def _ready(self, now: float) -> bool:
-        """Tell whether the backends are known: they answer within seconds of the start, or load for minutes."""
+        """Tell whether backends and relays have said how they are, or had the time to."""
         if not self._settled:
+            age_s = now - self._started_at
             health = {state.health for state in self._states().values()}
-            unknown = bool(health & {BackendHealth.UNKNOWN, BackendHealth.LOADING})
-            self._settled = not unknown or now >= self._started_at + self._config.debounce_s
+            loading = bool(health & {BackendHealth.UNKNOWN, BackendHealth.LOADING})
+            told = not loading or age_s >= self._config.debounce_s
+            self._settled = told and (self._all_found() or age_s >= FIND_S)
         return self._settled
 
     def _wanted(self) -> dict[int, Draft]:

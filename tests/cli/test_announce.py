@@ -83,7 +83,7 @@ def test_on_the_screen_it_tells_which_relay_has_which_version() -> None:
 def test_without_a_daemon_it_shows_what_would_be_announced_and_that_no_relay_answers(home: Path) -> None:
     done = run_pylon("announce", "show", home=home)
     assert done.returncode == 1
-    assert "announcement  waiting" in done.stdout
+    assert "no daemon keeps it true" in done.stdout
     assert "1.500 sats" in done.stdout and "4,096" in done.stdout
     assert NOBODY in done.stdout and "refused" in done.stdout.lower()
     told = json.loads(run_pylon("announce", "show", "--json", home=home).stdout)
