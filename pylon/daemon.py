@@ -71,8 +71,7 @@ class _Doorway:
     def offer(self, event: Event, relay_url: str) -> str | None:
         """Pass an event on."""
         if event.kind in SHARED_KINDS and self.announcer is not None:
-            self.announcer.hear(event)
-            return None
+            return self.announcer.hear(event)
         return "not-ready" if self.intake is None else self.intake.offer(event, relay_url)
 
 
@@ -158,7 +157,7 @@ class Daemon:
             clock,
             states=lambda: {name: backend.state() for name, backend in backends.items()},
             paused=lambda: intake.paused is not None,
-            connected=self.pool.connected,
+            connected=self.pool.connected_urls,
             all_found=lambda: self.pool.all_caught_up(_OWN),
         )
         self.parts = Parts(

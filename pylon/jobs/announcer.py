@@ -183,11 +183,18 @@ class Announcer:
             await self._send({DELETION_KIND: draft}, withdrawn=True)
             log.info("the announcement is withdrawn")
 
-    def hear(self, event: Event) -> None:
-        """Take a profile or relay list of our key that a relay has. Never raises."""
-        newer = event.created_at > self._found_at.get(event.kind, -1)
-        if event.kind in SHARED_KINDS and event.pubkey == self._key.public_hex and newer and verify(event):
+    def hear(self, event: Event) -> str | None:
+        """Take a profile or relay list of our key that a relay has; returns the reason when it is none.
+
+        Never raises.
+        """
+        if event.kind not in SHARED_KINDS or event.pubkey != self._key.public_hex:
+            return "unrelated"
+        if event.created_at > self._found_at.get(event.kind, -1):
+            if not verify(event):
+                return "forged"
             self._found_at[event.kind] = event.created_at
+        return None
 
     async def confirmation(self, within_s: float) -> str | None:
         """Return a relay that has what was published last, waiting for it; None when none confirms in time."""

@@ -110,7 +110,7 @@ class RelayPool:
         """Whether some configured relay is connected."""
         return any(relay.connected for relay in self._relays.values())
 
-    def connected(self) -> list[str]:
+    def connected_urls(self) -> list[str]:
         """Return the canonical URLs of the configured relays that are connected."""
         return [url for url, relay in self._relays.items() if relay.connected]
 

@@ -4,10 +4,10 @@ Importing it loads pydantic (about 0.3 s): commands that must answer at once imp
 """
 
 from pylon.logs import LogFormat, LogLevel
+from pylon.settings.announce import AnnounceSettings, ProfileMode
 from pylon.settings.errors import SettingsError
 from pylon.settings.load import LoadedSettings, Origin, OriginKind, load_settings
 from pylon.settings.model import (
-    AnnounceSettings,
     DaemonSettings,
     IdentitySettings,
     IntakeSettings,
@@ -16,7 +16,6 @@ from pylon.settings.model import (
     Network,
     PaymentMode,
     PaymentSettings,
-    ProfileMode,
     RelaysSettings,
     Settings,
     WalletKind,

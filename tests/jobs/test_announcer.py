@@ -264,9 +264,9 @@ async def test_the_operator_has_the_last_word(desk: Desk, mode: str, sent: list[
 
 
 async def test_nobody_else_can_say_that_we_have_a_profile(desk: Desk) -> None:
-    desk.announcer.hear(theirs(0, key=STRANGER))
-    desk.announcer.hear(replace(theirs(0), content="forged"))
-    desk.announcer.hear(theirs(1))
+    assert desk.announcer.hear(theirs(0, key=STRANGER)) == "unrelated"
+    assert desk.announcer.hear(replace(theirs(0), content="forged")) == "forged"
+    assert desk.announcer.hear(theirs(1)) == "unrelated"
     assert kinds(await desk.after(0)) == [31990, 10002, 0]
 
 
@@ -280,6 +280,8 @@ async def test_withdrawn_it_stays_withdrawn_until_it_is_published_again(desk: De
     assert desk.standing() is AnnounceState.WITHDRAWN
     desk.paused = True
     assert await desk.after(10_000) == []
+    desk.connected = {RELAY, "wss://two.example"}
+    assert await desk.after(0) == [gone], "a relay that was away hears of it too"
     desk.restart()
     assert await desk.after(10_000) == []
     assert desk.standing() is AnnounceState.WITHDRAWN
