@@ -29,7 +29,7 @@ from pylon.jobs.cashier import Cashier
 from pylon.jobs.catalogue import Catalogue
 from pylon.jobs.engine import Engine
 from pylon.jobs.intake import Intake
-from pylon.jobs.ports import Clock, DeliverySink
+from pylon.jobs.ports import Clock, DeliverySink, Wallet
 from pylon.jobs.recorder import Recorder
 from pylon.jobs.runner import Runner
 from pylon.jobs.textgen import KIND
@@ -145,7 +145,7 @@ class Daemon:
             key,
             assembly.make_intake_config(settings, mode),
             clock,
-            payable=lambda: None if wallet is None or wallet.state().ready else "the wallet does not answer",
+            payable=lambda: None if _is_payable(wallet) else "the wallet does not answer",
         )
         engine.plug_in(runner, self._cashier, self._publisher)
         self._announcer = ears.announcer = self._door.announcer = Announcer(
@@ -156,7 +156,7 @@ class Daemon:
             engine,
             clock,
             states=lambda: {name: backend.state() for name, backend in backends.items()},
-            paused=lambda: intake.paused is not None,
+            paused=lambda: intake.paused is not None or (mode is facts.Mode.PREPAY and not _is_payable(wallet)),
             connected=self.pool.connected_urls,
             all_found=lambda: self.pool.all_caught_up(_OWN),
         )
@@ -311,6 +311,10 @@ async def _main(settings: Settings, paths: Paths, key: SecretKey) -> None:
     finally:
         with anyio.CancelScope(shield=True):
             await store.aclose()
+
+
+def _is_payable(wallet: Wallet | None) -> bool:
+    return wallet is None or wallet.state().ready
 
 
 def _has_uvloop() -> bool:

@@ -15,9 +15,11 @@ from websockets.asyncio.client import connect
 
 from pylon.nostr.event import Draft, Event, parse_event, verify
 from pylon.nostr.nip89 import ModelPrice, parse_announcement, relay_list_draft
+from tests.support.openai_server import scripted_server
 from tests.support.provider import MODEL, Provider, market_settings, provider
 from tests.support.relay import relay_process
 from tests.support.running_pool import running_pool
+from tests.support.wallet import WalletProcess
 
 pytestmark = pytest.mark.e2e
 
@@ -127,6 +129,30 @@ async def test_the_prices_are_announced_where_work_is_paid_for(tmp_path: Path) -
             assert "withdrawn by" in await ran(daemon, "announce", "withdraw")
             assert await stored(relay.url, kinds=[31990]) == []
             assert "announcement  withdrawn" in await ran(daemon, "announce", "show")
+
+
+async def test_it_is_kept_true_as_backend_and_wallet_come_and_go(tmp_path: Path) -> None:
+    def says(models: list[str], *, paused: bool) -> Callable[[list[Event]], bool]:
+        def is_it(found: list[Event]) -> bool:
+            told = [parse_announcement(event) for event in found]
+            return [([model.name for model in each.models], each.paused) for each in told] == [(models, paused)]
+
+        return is_it
+
+    async with scripted_server() as server:
+        server.models = (MODEL, "a private model")
+        with relay_process() as relay, WalletProcess(tmp_path) as wallet:
+            settings = market_settings(relay.url, paid_to=wallet, backend_url=server.url, announce=QUICKLY)
+            async with provider(tmp_path, settings, wallet=wallet):
+                (event,) = await announced(relay.url, says([MODEL], paused=False))
+                assert parse_announcement(event).models[0].price == ModelPrice(1000, 0, 10_000)
+                assert "private" not in event.to_json()
+                server.models = ("a private model",)
+                await announced(relay.url, says([], paused=True))
+                server.models = (MODEL,)
+                await announced(relay.url, says([MODEL], paused=False))
+                wallet.kill()
+                await announced(relay.url, says([MODEL], paused=True))
 
 
 async def test_published_by_hand_it_is_paused_until_the_daemon_starts(tmp_path: Path) -> None:
