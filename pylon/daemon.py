@@ -56,6 +56,7 @@ _CURSOR_MARK = "cursor "
 _CANCELS_EVERY_S = 2.0
 _IDS_PER_FILTER = 200
 _FLUSH_S = 5.0
+_LEAVE_S = 2.0
 _FIRST_ANSWER_S = 2.0
 _SWITCH_S = 0.001
 _GC_THRESHOLD = (50_000, 20, 20)
@@ -294,6 +295,8 @@ class Daemon:
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(hurry)
+            with anyio.move_on_after(_LEAVE_S):
+                await self._announcer.leave(_LEAVE_S)
             with anyio.move_on_after(self._settings.daemon.stop_timeout_s):
                 await self.parts.runner.drain()
                 await self.parts.engine.query(lambda tx: None)  # whatever the last attempts reported is stored

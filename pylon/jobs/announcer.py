@@ -47,6 +47,7 @@ FIND_S: Final = 5.0
 
 TIME_MARK: Final = "announced at"
 WITHDRAWN_MARK: Final = "announcement withdrawn"
+LEFT_MARK: Final = "announcement left paused"
 
 T = TypeVar("T")
 
@@ -75,11 +76,15 @@ class MarkKeeper(Protocol):
         ...
 
 
-def take_time(tx: Tx, now: float, kinds: Iterable[int], *, withdrawn: bool) -> int:
-    """Return the `created_at` of the next version of `kinds`, above every one before, and mark it as used."""
+def take_time(tx: Tx, now: float, kinds: Iterable[int], *, withdrawn: bool = False, left: bool = False) -> int:
+    """Return the `created_at` of the next version of `kinds`, above every one before, and mark it as used.
+
+    `left` marks the last version before the daemon ends.
+    """
     created_at = max(int(now), tx.marks().get(TIME_MARK, 0) + 1)
     tx.set_mark(TIME_MARK, created_at)
     tx.set_mark(WITHDRAWN_MARK, int(withdrawn))
+    tx.set_mark(LEFT_MARK, int(left))
     for kind in SHARED_KINDS.intersection(kinds):
         tx.set_mark(kind_mark(kind), created_at)
     return created_at
@@ -183,6 +188,16 @@ class Announcer:
             await self._send({DELETION_KIND: draft}, withdrawn=True)
             log.info("the announcement is withdrawn")
 
+    async def leave(self, within_s: float) -> None:
+        """Publish that no jobs are taken any more, before the daemon ends, and wait for a relay to have it."""
+        async with self._lock:
+            wanted = self._wanted()[ANNOUNCEMENT_KIND]
+            standing = self._drafts.get(ANNOUNCEMENT_KIND)
+            if standing is None or standing == wanted or not list(self._connected()):
+                return
+            await self._publish({ANNOUNCEMENT_KIND: wanted}, left=True)
+        await self.confirmation(within_s)
+
     def hear(self, event: Event) -> str | None:
         """Take a profile or relay list of our key that a relay has; returns the reason when it is none.
 
@@ -228,7 +243,8 @@ class Announcer:
     async def _load(self) -> None:
         if self._published_at is None:
             marks = await self._marks.query(lambda tx: tx.marks())
-            self._published_at = float(marks.get(TIME_MARK, 0))
+            # After a graceful end the mark of the pause must not stay for as long as changes are gathered.
+            self._published_at = 0.0 if marks.get(LEFT_MARK, 0) else float(marks.get(TIME_MARK, 0))
             self._withdrawn = bool(marks.get(WITHDRAWN_MARK, 0))
             self._shared_at = {kind: marks.get(kind_mark(kind), 0) for kind in SHARED_KINDS}
 
@@ -267,18 +283,18 @@ class Announcer:
             return wanted
         return {kind: draft for kind, draft in wanted.items() if self._drafts.get(kind) != draft}
 
-    async def _publish(self, drafts: Mapping[int, Draft]) -> None:
+    async def _publish(self, drafts: Mapping[int, Draft], *, left: bool = False) -> None:
         self._events.pop(DELETION_KIND, None)
         self._withdrawn = False
-        await self._send(drafts, withdrawn=False)
+        await self._send(drafts, left=left)
         self._drafts.update(drafts)
         event = self._events.get(ANNOUNCEMENT_KIND)
         if event is not None and ANNOUNCEMENT_KIND in drafts:
             log.info("announced", event_id=event.id, created_at=event.created_at)
 
-    async def _send(self, drafts: Mapping[int, Draft], *, withdrawn: bool) -> None:
+    async def _send(self, drafts: Mapping[int, Draft], *, withdrawn: bool = False, left: bool = False) -> None:
         now = self._clock()
-        created_at = await self._marks.query(lambda tx: take_time(tx, now, drafts, withdrawn=withdrawn))
+        created_at = await self._marks.query(lambda tx: take_time(tx, now, drafts, withdrawn=withdrawn, left=left))
         self._shared_at |= dict.fromkeys(SHARED_KINDS.intersection(drafts), created_at)
         for kind, draft in drafts.items():
             self._events[kind] = draft.sign(self._key, created_at)

@@ -57,11 +57,7 @@ async def ran(daemon: Provider, *arguments: str) -> str:
     return done.stdout
 
 
-def priced(settings: dict[str, Any], base_msats: int) -> dict[str, Any]:
-    return {**settings, "models": [{**settings["models"][0], "base_msats": base_msats}]}
-
-
-async def test_announced_found_repriced_withdrawn_and_announced_again(tmp_path: Path) -> None:
+async def test_announced_found_changed_withdrawn_and_announced_again(tmp_path: Path) -> None:
     with relay_process() as relay:
         settings = market_settings(relay.url, announce=QUICKLY, payment={"mode": "free"})
         async with provider(tmp_path, settings) as daemon:
@@ -78,10 +74,12 @@ async def test_announced_found_repriced_withdrawn_and_announced_again(tmp_path: 
             assert relays.tags == relay_list_draft([relay.url]).tags
 
             assert await daemon.stop() == 0
-            daemon.configure(priced(settings, 9000) | {"name": "renamed"})
+            (left,) = await stored(relay.url, kinds=[31990])
+            assert left.created_at > first.created_at and parse_announcement(left).paused
+            daemon.configure({**settings, "name": "renamed"})
             await daemon.start()
-            (second,) = await announced(relay.url, lambda found: [each.id for each in found] != [first.id])
-            assert second.created_at > first.created_at
+            (second,) = await announced(relay.url, lambda found: bool(found) and found != [left])
+            assert second.created_at > left.created_at and not parse_announcement(second).paused
             assert parse_announcement(second).name == "renamed"
 
             assert "withdrawn; confirmed by" in await ran(daemon, "announce", "withdraw")
@@ -131,7 +129,7 @@ async def test_the_prices_are_announced_where_work_is_paid_for(tmp_path: Path) -
             assert "announcement  withdrawn" in await ran(daemon, "announce", "show")
 
 
-async def test_it_is_kept_true_as_backend_and_wallet_come_and_go(tmp_path: Path) -> None:
+async def test_it_is_kept_true_as_backend_wallet_and_price_change(tmp_path: Path) -> None:
     def says(models: list[str], *, paused: bool) -> Callable[[list[Event]], bool]:
         def is_it(found: list[Event]) -> bool:
             told = [parse_announcement(event) for event in found]
@@ -143,7 +141,7 @@ async def test_it_is_kept_true_as_backend_and_wallet_come_and_go(tmp_path: Path)
         server.models = (MODEL, "a private model")
         with relay_process() as relay, WalletProcess(tmp_path) as wallet:
             settings = market_settings(relay.url, paid_to=wallet, backend_url=server.url, announce=QUICKLY)
-            async with provider(tmp_path, settings, wallet=wallet):
+            async with provider(tmp_path, settings, wallet=wallet) as daemon:
                 (event,) = await announced(relay.url, says([MODEL], paused=False))
                 assert parse_announcement(event).models[0].price == ModelPrice(1000, 0, 10_000)
                 assert "private" not in event.to_json()
@@ -151,6 +149,17 @@ async def test_it_is_kept_true_as_backend_and_wallet_come_and_go(tmp_path: Path)
                 await announced(relay.url, says([], paused=True))
                 server.models = (MODEL,)
                 await announced(relay.url, says([MODEL], paused=False))
+
+                daemon.kill()
+                dearer = {"name": MODEL, "backend": "b", "base_msats": 9000}
+                daemon.configure({**settings, "models": [dearer]})
+                await daemon.start()
+                (repriced,) = await announced(
+                    relay.url, lambda found: "9000" in found[0].content if found else False
+                )
+                assert parse_announcement(repriced).models[0].price == ModelPrice(9000)
+                assert repriced.created_at > event.created_at
+
                 wallet.kill()
                 await announced(relay.url, says([MODEL], paused=True))
 

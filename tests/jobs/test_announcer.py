@@ -216,6 +216,34 @@ async def test_a_relay_that_was_away_gets_it_when_it_is_back(desk: Desk) -> None
     assert paused in await desk.after(30), "but not this one"
 
 
+async def test_before_the_end_it_is_said_that_no_jobs_are_taken(desk: Desk) -> None:
+    await desk.announcer.leave(5)
+    assert desk.relays.durable == [], "nothing was announced yet"
+    await desk.after(0)
+    await desk.announcer.leave(5)
+    assert len(desk.relays.durable) == 3, "nothing has changed"
+    desk.paused, desk.connected = True, set()
+    await desk.announcer.leave(5)
+    assert len(desk.relays.durable) == 3, "nobody would hear it"
+    desk.connected = {RELAY}
+    await desk.announcer.leave(5)
+    assert (desk.told.paused, desk.relays.durable[-1].created_at) == (True, NOW + 1)
+    desk.paused = False
+    desk.restart()
+    assert kinds(await desk.after(2)) == [31990, 10002, 0], "at once, although the last version is 2 seconds old"
+    assert not desk.told.paused
+    desk.restart()
+    assert await desk.after(2) == [], "but after a crash only after the debounce"
+
+
+async def test_withdrawn_nothing_is_said_at_the_end(desk: Desk) -> None:
+    await desk.after(0)
+    await desk.announcer.withdraw()
+    desk.paused = True
+    await desk.announcer.leave(5)
+    assert kinds(desk.relays.durable) == [31990, 10002, 0, 5]
+
+
 # --- a key that has a profile already -------------------------------------------------------------------------
 
 
