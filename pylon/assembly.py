@@ -9,6 +9,7 @@ from pylon.backends.echo import EchoBackend, EchoConfig
 from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs import facts
+from pylon.jobs.announcement import AnnounceConfig, ProfileMode
 from pylon.jobs.cashier import CashierConfig
 from pylon.jobs.catalogue import Offer, Route
 from pylon.jobs.intake import IntakeConfig
@@ -212,6 +213,25 @@ def make_runner_config(settings: Settings) -> RunnerConfig:
         partial_interval_s=settings.jobs.partial_interval_s,
         partial_min_chars=settings.jobs.partial_min_chars,
         relay_hint=settings.relays.urls[0],
+    )
+
+
+def make_announce_config(settings: Settings) -> AnnounceConfig:
+    """Return what is announced, and how often."""
+    announce = settings.announce
+    return AnnounceConfig(
+        name=settings.name,
+        about=announce.about,
+        picture=announce.picture or "",
+        lud16=announce.lud16 or "",
+        topics=tuple(announce.topics),
+        relays=tuple(settings.relays.urls),
+        free=settings.payment.mode is PaymentMode.FREE,
+        enabled=announce.enabled,
+        profile=ProfileMode(announce.profile.value),
+        debounce_s=announce.debounce_s,
+        republish_s=announce.republish_s,
+        limit_bytes=settings.relays.max_event_bytes,
     )
 
 

@@ -16,6 +16,7 @@ from pylon.backends.embedded import EmbeddedBackend
 from pylon.backends.ollama import OllamaBackend
 from pylon.backends.openai import OpenAIBackend
 from pylon.jobs import facts
+from pylon.jobs.announcement import AnnounceConfig
 from pylon.jobs.cashier import CashierConfig
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.intake import IntakeConfig
@@ -143,6 +144,7 @@ class Made:
     intake: IntakeConfig
     runner: RunnerConfig
     cashier: CashierConfig
+    announce: AnnounceConfig
 
 
 def make(given: Settings, folder: Path) -> Made:
@@ -158,6 +160,7 @@ def make(given: Settings, folder: Path) -> Made:
         intake=assembly.make_intake_config(given, facts.Mode.PREPAY),
         runner=assembly.make_runner_config(given),
         cashier=assembly.make_cashier_config(given),
+        announce=assembly.make_announce_config(given),
     )
 
 
@@ -169,6 +172,17 @@ def config_of(part: object) -> Any:
 
 # A value for every setting, none of them its default.
 EVERYTHING: dict[str, Any] = {
+    "name": "shop",
+    "announce": {
+        "enabled": False,
+        "about": "Answers.",
+        "picture": "https://shop.example/a.png?size=2",
+        "lud16": "shop@ln.example",
+        "topics": ["llm", "chat"],
+        "profile": "never",
+        "debounce_s": 31.0,
+        "republish_s": 21_601.0,
+    },
     "relays": {
         "urls": ["wss://first.example", "wss://second.example"],
         "connect_timeout_s": 11.0,
@@ -274,11 +288,21 @@ EVERYTHING: dict[str, Any] = {
 Place = Callable[[Made], object]
 
 ARRIVES: dict[str, Place | tuple[Place, ...]] = {
+    "name": lambda made: made.announce.name,
+    "announce.enabled": lambda made: made.announce.enabled,
+    "announce.about": lambda made: made.announce.about,
+    "announce.picture": lambda made: made.announce.picture,
+    "announce.lud16": lambda made: made.announce.lud16,
+    "announce.topics": lambda made: list(made.announce.topics),
+    "announce.profile": lambda made: made.announce.profile,
+    "announce.debounce_s": lambda made: made.announce.debounce_s,
+    "announce.republish_s": lambda made: made.announce.republish_s,
     "relays.urls": (
         lambda made: list(made.pool.urls),
         lambda made: [made.recorder.relay_hint, "wss://second.example"],
         lambda made: [made.intake.relay_hint, "wss://second.example"],
         lambda made: [made.runner.relay_hint, "wss://second.example"],
+        lambda made: list(made.announce.relays),
     ),
     "relays.connect_timeout_s": lambda made: made.pool.connect_timeout_s,
     "relays.ping_interval_s": lambda made: made.pool.ping_interval_s,
@@ -289,7 +313,11 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "relays.publish_timeout_s": lambda made: made.pool.publish_timeout_s,
     "relays.messages_per_s": lambda made: made.pool.messages_per_s,
     "relays.subscriptions_per_minute": lambda made: made.pool.subscriptions_per_minute,
-    "relays.max_event_bytes": (lambda made: made.intake.limit_bytes, lambda made: made.runner.limit_bytes),
+    "relays.max_event_bytes": (
+        lambda made: made.intake.limit_bytes,
+        lambda made: made.runner.limit_bytes,
+        lambda made: made.announce.limit_bytes,
+    ),
     "relays.customer_relays_per_job": (
         lambda made: made.pool.customer_relays_per_job,
         lambda made: made.intake.customer_relays,
@@ -380,8 +408,6 @@ READ_ELSEWHERE = {
     "log.level": ("pylon/daemon.py", "settings.log.level"),
     "log.format": ("pylon/daemon.py", "settings.log.format"),
 }
-NOT_READ_YET = {"name"}
-"""For the announcement that tells customers who we are; nothing announces yet."""
 
 
 def wallet_config(made: Made) -> FakeWalletConfig:
@@ -417,7 +443,7 @@ def test_a_setting_arrives_where_it_works(key: str, tmp_path: Path) -> None:
 
 
 def test_no_setting_is_forgotten_here() -> None:
-    assert set(every_setting()) == ARRIVES.keys() | READ_ELSEWHERE.keys() | NOT_READ_YET
+    assert set(every_setting()) == ARRIVES.keys() | READ_ELSEWHERE.keys()
 
 
 def test_no_value_here_is_the_default() -> None:
@@ -446,6 +472,11 @@ def test_relays_on_this_machine_alone_are_written_to_without_a_limit(urls: list[
     config = assembly.make_pool_config(settings(relays={"urls": urls}))
     assert (config.messages_per_s > 0) is paced
     assert (config.subscriptions_per_minute > 0) is paced
+
+
+@pytest.mark.parametrize(("mode", "free"), [("prepay", False), ("free", True)])
+def test_what_is_announced_as_free_is_free(mode: str, free: bool) -> None:
+    assert assembly.make_announce_config(settings(payment={"mode": mode})).free is free
 
 
 def test_the_mode_of_payment_is_intakes() -> None:

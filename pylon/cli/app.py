@@ -46,6 +46,12 @@ COMMANDS: Final = {
     "completion": LazyCommand(
         "pylon.cli.completion", "command", "Print the script that lets a shell complete.", "pylon completion bash"
     ),
+    "announce": LazyCommand(
+        "pylon.cli.announce", "app", "Show, publish or withdraw the announcement.", "pylon announce show"
+    ),
+    "providers": LazyCommand(
+        "pylon.cli.providers", "command", "List the providers that relays know.", "pylon providers --model smollm2"
+    ),
     "demo": LazyCommand(
         "pylon.cli.demo", "command", "Show the whole market on this machine, with play money.", "pylon demo"
     ),
@@ -100,6 +106,8 @@ def _root(
             "nexus": {"stats": {"config": config}},
             "backends": {verb: {"config": config} for verb in ("detect", "list", "test")},
             "relays": {verb: {"config": config} for verb in ("list", "check", "add", "remove")},
+            "announce": {name: {"config": config} for name in ("show", "publish", "withdraw")},
+            "providers": {"config": config},
         }
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())

@@ -4,6 +4,7 @@ Importing it loads pydantic (about 0.3 s): commands that must answer at once imp
 """
 
 from pylon.logs import LogFormat, LogLevel
+from pylon.settings.announce import AnnounceSettings, ProfileMode
 from pylon.settings.errors import SettingsError
 from pylon.settings.load import LoadedSettings, Origin, OriginKind, load_settings
 from pylon.settings.model import (
@@ -31,6 +32,7 @@ from pylon.settings.offers import (
 )
 
 __all__ = [
+    "AnnounceSettings",
     "BackendSettings",
     "DaemonSettings",
     "EchoBackendSettings",
@@ -51,6 +53,7 @@ __all__ = [
     "OriginKind",
     "PaymentMode",
     "PaymentSettings",
+    "ProfileMode",
     "RelaysSettings",
     "Settings",
     "SettingsError",

@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pylon.logs import LogFormat, LogLevel
+from pylon.settings.announce import AnnounceSettings
 from pylon.settings.offers import BackendSettings, ModelSettings
 from pylon.settings.values import (
     KeyFault,
@@ -316,13 +317,14 @@ class Settings(BaseSettings):
         validate_default=False,
     )
 
-    name: Name = Field(default="pylon", description="The name of this pylon, in its log.")
+    name: Name = Field(default="pylon", description="The name of this pylon, in its log and for customers.")
     relays: RelaysSettings = RelaysSettings()
     identity: IdentitySettings = IdentitySettings()
     payment: PaymentSettings = PaymentSettings()
     wallet: WalletSettings = WalletSettings()
     jobs: JobsSettings = JobsSettings()
     intake: IntakeSettings = IntakeSettings()
+    announce: AnnounceSettings = AnnounceSettings()
     daemon: DaemonSettings = DaemonSettings()
     nexus: NexusSettings = NexusSettings()
     log: LogSettings = LogSettings()

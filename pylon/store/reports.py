@@ -54,6 +54,12 @@ class Reports:
         self._path = path
         self._engine = create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", poolclass=NullPool)
 
+    def marks(self) -> dict[str, int]:
+        """Return the marks by name."""
+        query = select(schema.marks.c.name, schema.marks.c.value)
+        with self._connect() as connection:
+            return {str(row[0]): int(row[1]) for row in connection.execute(query)}
+
     def jobs(self, *, work: Work | None, money: Money | None, limit: int, after: str | None) -> list[Job]:
         """Return jobs, newest first; `after` is the id of the last one already seen."""
         table = schema.jobs
