@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -51,8 +52,10 @@ async def main(relay_url: str, provider: str, prompt: str) -> None:
     )
     await send_event(request, client, config)
     await asyncio.wait_for(done.wait(), LIMIT_S)
+    # As nostr-dvm ends itself: taking its SDK apart crashes now and then (SIGSEGV).
     listening.cancel()
-    await client.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
