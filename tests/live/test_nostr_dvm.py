@@ -94,23 +94,23 @@ async def run(command: Sequence[str], environ: dict[str, str], folder: Path) -> 
     return await anyio.to_thread.run_sync(wait)
 
 
-async def pylon_request(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
-    """Run `pylon request --json` on a home without settings; return exit code, object and stderr."""
+async def pylon(folder: Path, *arguments: str) -> tuple[int, Any]:
+    """Run a command of `pylon` with `--json` on a home without settings; return exit code and JSON."""
     home = folder / "customer"
     home.mkdir(mode=0o700, exist_ok=True)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYLON_")}
     environ |= {"PYLON_HOME": str(home), "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "pylon", "request", *arguments, "--json"]
+    command = [sys.executable, "-m", "pylon", *arguments, "--json"]
     done = await run(command, environ, ROOT)
     assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, json.loads(done.stdout), done.stderr
+    return done.returncode, json.loads(done.stdout)
 
 
 async def test_pylon_request_buys_from_nostr_dvm(tmp_path: Path) -> None:
     with relay_process() as relay, foreign_provider(tmp_path, relay.url) as dvm:
         await dvm.published(HEARTBEAT_KIND)
-        code, told, _ = await pylon_request(
-            tmp_path, "Say it back.", "--relay", relay.url, "--provider", dvm.npub, "--timeout", "60"
+        code, told = await pylon(
+            tmp_path, "request", "Say it back.", "--relay", relay.url, "--provider", dvm.npub, "--timeout", "60"
         )
         assert (code, told["status"]) == (0, "result"), dvm.log()[-2000:]
         assert (told["result"], told["provider"]) == ("dvm: Say it back.", dvm.npub)
@@ -120,24 +120,29 @@ async def test_pylon_request_buys_from_nostr_dvm(tmp_path: Path) -> None:
         assert (result.id, result.content) == (told["result_id"], told["result"])
 
         # One that is addressed to nobody is answered too.
-        code, told, _ = await pylon_request(tmp_path, "Anybody?", "--relay", relay.url, "--timeout", "60")
+        code, told = await pylon(tmp_path, "request", "Anybody?", "--relay", relay.url, "--timeout", "60")
         assert (code, told["result"], told["provider"]) == (0, "dvm: Anybody?", dvm.npub)
 
 
 async def test_nobody_of_the_market_but_the_customer_is_ours(tmp_path: Path) -> None:
     with foreign_relay(tmp_path) as relay, foreign_provider(tmp_path, relay.url) as dvm:
         await dvm.published(HEARTBEAT_KIND)
-        code, told, _ = await pylon_request(
-            tmp_path, "Over there.", "--relay", relay.url, "--provider", dvm.npub, "--timeout", "60"
+        code, told = await pylon(
+            tmp_path, "request", "Over there.", "--relay", relay.url, "--provider", dvm.npub, "--timeout", "60"
         )
         assert (code, told["result"], told["provider"]) == (0, "dvm: Over there.", dvm.npub)
+        code, told = await pylon(tmp_path, "providers", "--relay", relay.url)
+        assert code == 0
+        (found,) = told["providers"]
+        announced = found["announcement"]
+        assert (found["npub"], announced["name"], announced["kinds"]) == (dvm.npub, "Foreign Echo", [5050])
 
 
 async def test_a_price_without_an_invoice_is_told_and_not_paid(tmp_path: Path) -> None:
     with relay_process() as relay, foreign_provider(tmp_path, relay.url, price_sats=7) as dvm:
         await dvm.published(HEARTBEAT_KIND)
-        code, told, _ = await pylon_request(
-            tmp_path, "What is it?", "--relay", relay.url, "--provider", dvm.npub, "--timeout", "60"
+        code, told = await pylon(
+            tmp_path, "request", "What is it?", "--relay", relay.url, "--provider", dvm.npub, "--timeout", "60"
         )
         assert (code, told["exit_reason"], told["payment"]) == (5, "not-paid", "unpaid")
         assert (told["unpaid_msats"], told["unpaid_invoice"], told["result"]) == (7000, None, None)

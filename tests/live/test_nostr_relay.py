@@ -141,7 +141,7 @@ async def test_a_result_that_the_relay_finds_too_long(tmp_path: Path) -> None:
     """The relay refuses it without saying which event it means, and takes nothing for 2 s. The daemon ends the job
     with the relay's words, and does not offer the result again; the next job goes on as before."""
     with foreign_relay(tmp_path) as relay:
-        settings = market_settings(relay.url, relays={"publish_timeout_s": 10})
+        settings = market_settings(relay.url, relays={"publish_timeout_s": 10}, announce={"enabled": False})
         async with (
             provider(tmp_path, settings) as daemon,
             shop(relay.url, provider=daemon.pubkey) as customer,
@@ -178,7 +178,9 @@ async def test_an_answer_that_grows_too_long_for_the_relay(tmp_path: Path) -> No
     async with scripted_server(long_answer, short_answer) as script:
         script.models = (MODEL,)
         with foreign_relay(tmp_path) as relay:
-            settings = market_settings(relay.url, backend_url=script.url, relays={"publish_timeout_s": 5})
+            settings = market_settings(
+                relay.url, backend_url=script.url, relays={"publish_timeout_s": 5}, announce={"enabled": False}
+            )
             async with (
                 provider(tmp_path, settings) as daemon,
                 shop(relay.url, provider=daemon.pubkey) as customer,
