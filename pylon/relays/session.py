@@ -5,6 +5,8 @@ return, and writes what `take` gives. `now` is any monotonic clock in seconds; o
 
 AUTH: a challenge is answered at once. Whatever the relay refused for want of it (`auth-required:`) is parked and
 sent again, once per challenge, when the relay confirms, or after `auth_wait_s`, since some relays confirm nothing.
+
+Longer than other files: subscriptions, publishes and AUTH wait for each other, so they are one machine.
 """
 
 from __future__ import annotations

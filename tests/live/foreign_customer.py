@@ -60,3 +60,4 @@ async def main(relay_url: str, provider: str, prompt: str) -> None:
 
 if __name__ == "__main__":
     asyncio.run(main(*sys.argv[1:4]))
+    os._exit(0)  # its old nostr_sdk sometimes crashes while the interpreter ends; everything was said by then
