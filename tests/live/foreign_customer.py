@@ -52,7 +52,7 @@ async def main(relay_url: str, provider: str, prompt: str) -> None:
     )
     await send_event(request, client, config)
     await asyncio.wait_for(done.wait(), LIMIT_S)
-    # As nostr-dvm ends itself: taking its SDK apart crashes now and then (SIGSEGV).
+    # As nostr-dvm ends itself: its nostr_sdk crashes now and then (SIGSEGV) while it is taken apart.
     listening.cancel()
     sys.stdout.flush()
     os._exit(0)
@@ -60,4 +60,3 @@ async def main(relay_url: str, provider: str, prompt: str) -> None:
 
 if __name__ == "__main__":
     asyncio.run(main(*sys.argv[1:4]))
-    os._exit(0)  # its old nostr_sdk sometimes crashes while the interpreter ends; everything was said by then
