@@ -225,16 +225,17 @@ def _plain(section: BackendSettings | ModelSettings) -> dict[str, Any]:
 async def _until_signal(trial: Trial, limit_s: float) -> Finding:
     """Buy, and leave nothing behind when a signal comes first."""
     finding: Finding | None = None
-    async with anyio.create_task_group() as tasks:
+    # From before the folder is made on: until then a signal ends the process, and there is nothing to remove.
+    with anyio.open_signal_receiver(*_SIGNALS) as signals:
+        async with anyio.create_task_group() as tasks:
 
-        async def stop_on_signal() -> None:
-            with anyio.open_signal_receiver(*_SIGNALS) as signals:
+            async def stop_on_signal() -> None:
                 async for _ in signals:
                     tasks.cancel_scope.cancel()
 
-        tasks.start_soon(stop_on_signal)
-        finding = await _try(trial, limit_s + trial.loading_s)
-        tasks.cancel_scope.cancel()
+            tasks.start_soon(stop_on_signal)
+            finding = await _try(trial, limit_s + trial.loading_s)
+            tasks.cancel_scope.cancel()
     if finding is None:
         raise Interrupted("interrupted")
     return finding
