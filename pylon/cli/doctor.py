@@ -23,12 +23,18 @@ def command(
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
     ] = None,
+    buy: Annotated[
+        bool, typer.Option("--buy", help="Then buy one small job from yourself, over a relay on loopback.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Try everything that selling needs, and say what is wrong and how to fix it.
 
     Settings, identity, folders, disk, database, daemon, relays, clock, backends (a real token each), wallet. It
     changes nothing, runs with and without the daemon, and takes 15 seconds at most. Exit code 1 on any fail.
+
+    With --buy a second daemon with a throw-away key sells the first model on offer, free, to a throw-away customer:
+    a minute at most, and the time an embedded model takes to load.
     """
     import time
 
@@ -40,7 +46,12 @@ def command(
     file = config.expanduser() if config else None
 
     async def run() -> tuple[Finding, ...]:
-        return await examine(context.paths, clock=time.time, config=file)
+        found = await examine(context.paths, clock=time.time, config=file)
+        if not buy:
+            return found
+        from pylon.demo.trial_purchase import buy_from_oneself
+
+        return (*found, *await buy_from_oneself(context.paths, config=file))
 
     findings = run_on_time(run)
     level = worst(findings)

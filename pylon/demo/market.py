@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -25,11 +23,12 @@ from pylon.backends.embedded import ENGINE
 from pylon.backends.models import bundled_model_path
 from pylon.control.client import ControlClient, DaemonNotRunning, DaemonSilent
 from pylon.control.views import DaemonState, DaemonStatus
+from pylon.demo.homes import temporary_home
 from pylon.demo.processes import Child, child, clean_environment
 from pylon.demo.story import Step, Story
 from pylon.jobs.ports import BackendHealth
 from pylon.nostr.identity import generate_identity
-from pylon.paths import HOME_VARIABLE, Paths, paths_under
+from pylon.paths import HOME_VARIABLE, Paths
 from pylon.relays.local import local_relay
 from pylon.settings.files import create_file
 from pylon.settings.identity_file import save_identity
@@ -139,7 +138,7 @@ async def open_market(story: Story) -> AsyncIterator[Market]:
     Raises `NotInstalled`, `OSError`, and `ChildFailed` in an exception group when a part does not live.
     """
     model = require_parts()
-    with _temporary_home() as paths:
+    with temporary_home("pylon-demo-") as paths:
         async with local_relay(nip42="both") as relay_url:
             story.tell("relay", f"{relay_url}, in this process; AUTH demanded (NIP-42)")
             async with _open_wallet(story, paths) as wallet:
@@ -148,18 +147,6 @@ async def open_market(story: Story) -> AsyncIterator[Market]:
                 create_file(paths.config_file, _settings(relay_url, wallet.url, model))
                 async with _open_provider(story, paths, wallet, model) as control:
                     yield Market(relay_url, wallet, paths, control, identity.secret.public_hex)
-
-
-@contextmanager
-def _temporary_home() -> Iterator[Paths]:
-    home = Path(tempfile.mkdtemp(prefix="pylon-demo-"))
-    paths = paths_under(home)
-    try:
-        yield paths
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-        if paths.control_socket.parent != home:  # where the temporary folder's own name is too long for a socket
-            shutil.rmtree(paths.control_socket.parent, ignore_errors=True)
 
 
 def _settings(relay_url: str, wallet_url: str, model: Path) -> str:
