@@ -44,7 +44,7 @@ _PURGE_EVERY_S: Final = 30.0
 _PURGE_AT_ONCE: Final = 500
 _PURGE_PAUSE_S: Final = 0.2
 _PROBE_MARK: Final = "probe"
-_CAN_EXPIRE: Final = frozenset({Work.AWAITING_PAYMENT, Work.QUEUED, Work.RUNNING})
+_CAN_EXPIRE: Final = frozenset({Work.AWAITING_PAYMENT, Work.QUEUED, Work.RUNNING, Work.BILLING})
 
 
 class Workplace(Protocol):

@@ -178,6 +178,15 @@ class Tx:
         row = self._execute("SELECT request_json FROM requests WHERE job = ?", (number,)).fetchone()
         return None if row is None else str(row[0])
 
+    def keep_output(self, job_id: str, text: str) -> None:
+        """Store what a job gave, until its result can be made."""
+        self._batch.insert(rows.INSERT_OUTPUT, (self._number(job_id), text))
+
+    def output(self, job_id: str) -> str | None:
+        """Return the stored text of a postpaid job, or None before there is one and once it was erased."""
+        row = self._execute("SELECT text FROM outputs WHERE job = ?", (self._number(job_id),)).fetchone()
+        return None if row is None else str(row[0])
+
     def purge(self, now: int, limit: int) -> int:
         """Erase the text of up to `limit` finished jobs whose time has come; return how many.
 
@@ -189,6 +198,7 @@ class Tx:
             (now, limit),
         ).fetchall()
         self._executemany("DELETE FROM requests WHERE job = ?", due)
+        self._executemany("DELETE FROM outputs WHERE job = ?", due)
         self._executemany("UPDATE outbox SET event_json = NULL WHERE job = ?", due)
         self._executemany("UPDATE jobs SET purge_at = 0 WHERE number = ?", due)  # nothing left to erase
         return len(due)
@@ -381,6 +391,26 @@ class Tx:
         """Return how many items ended unconfirmed."""
         (count,) = self._execute("SELECT count(*) FROM outbox WHERE state = 'dead'").fetchone()
         return int(count)
+
+    # --- credit -----------------------------------------------------------------------------------------------
+
+    def earned_of_customers(self, limit: int) -> list[tuple[str, int]]:
+        """Return what was earned from each customer, msats, those who paid last at the end."""
+        found = self._execute(
+            "SELECT j.customer, sum(s.earned_msats) FROM settlements s JOIN jobs j ON j.number = s.job"
+            " GROUP BY j.customer ORDER BY max(s.rowid) DESC LIMIT ?",
+            (limit,),
+        )
+        return [(customer, earned) for customer, earned in reversed(found.fetchall())]
+
+    def postpaid_jobs(self, since: int) -> list[Job]:
+        """Return the postpaid jobs that were accepted since a time, are unfinished or unpaid, oldest first."""
+        found = self._execute(
+            f"SELECT {_JOB} FROM jobs WHERE postpaid > 0"
+            " AND (accepted_at > ? OR purge_at IS NULL OR money = 'unpaid') ORDER BY number",
+            (since,),
+        )
+        return [rows.job_of(row) for row in found]
 
     # --- marks ------------------------------------------------------------------------------------------------
 
