@@ -38,7 +38,7 @@ from pylon.nostr.messages import Filter
 from pylon.paths import Paths, private_folder
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import OutboxPublisher
-from pylon.settings import LoadedSettings, PaymentMode, Settings
+from pylon.settings import LoadedSettings, Settings
 from pylon.store.records import ENDED
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
@@ -93,7 +93,7 @@ class Daemon:
         self._stop = anyio.Event()
         self._stop_at_once = anyio.Event()
         rng = random.Random()  # noqa: S311 - jitter, not secrets
-        mode = facts.Mode.FREE if settings.payment.mode is PaymentMode.FREE else facts.Mode.PREPAY
+        mode = facts.Mode(settings.payment.mode.value)
         offers = assembly.make_offers(settings)
         catalogue = Catalogue(offers)
         self._kinds = sorted(catalogue.kinds)
@@ -110,6 +110,7 @@ class Daemon:
         if wallet is not None:
             config = assembly.make_cashier_config(settings)
             self._cashier = Cashier(engine, wallet, config, clock, rng, runner.eta_s)
+        credit = assembly.make_credit(settings)
         intake = Intake(
             engine,
             runner,
@@ -120,8 +121,9 @@ class Daemon:
             assembly.make_intake_config(settings, mode),
             clock,
             payable=lambda: None if wallet is None or wallet.state().ready else "the wallet does not answer",
+            credit=credit,
         )
-        engine.plug_in(runner, self._cashier, self._publisher)
+        engine.plug_in(runner, self._cashier, self._publisher, credit)
         self.parts = Parts(store, engine, runner, intake, self.pool, backends, wallet, mode, key.public_hex)
         self._views = LiveViews(self.parts, clock, stop=self._stop.set, stopping=self._stop.is_set)
 

@@ -136,7 +136,7 @@ FAULTS = [
         "FILE: relays.urls: the value has too few entries; allowed: 1 to 32 URLs that start with",
     ),
     ("[relays]\nurls = ['http://x']", "FILE: relays.urls: http://x does not start with ws:// or wss://; allowed: "),
-    ("[payment]\nmode = 'fre'", "FILE: payment.mode: 'fre' is unknown; allowed: prepay, free"),
+    ("[payment]\nmode = 'fre'", "FILE: payment.mode: 'fre' is unknown; allowed: prepay, postpay, free"),
     (
         "[payment]\ninvoice_expiry_s = 99.5",
         "FILE: payment.invoice_expiry_s: 99.5 is not a whole number; allowed: 30 to",
@@ -211,7 +211,7 @@ def test_a_fault_of_the_environment_names_the_variable(tmp_path: Path) -> None:
 
 def test_a_fault_of_a_flag_names_only_the_key(tmp_path: Path) -> None:
     said = fault(tmp_path, flags={"payment.mode": "gratis"})
-    assert said == "payment.mode: 'gratis' is unknown; allowed: prepay, free"
+    assert said == "payment.mode: 'gratis' is unknown; allowed: prepay, postpay, free"
 
 
 def test_a_flag_reaches_into_an_array_and_leaves_its_neighbours(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """Attempt `attempt` of a postpaid job gave its text; by actual use it costs `price_msats`, more than nothing."""
+    """Attempt `attempt` of a postpaid job gave its text; by actual use it costs `price_msats`, never nothing."""
 
     attempt: int
     text: str

@@ -125,7 +125,7 @@ class Recorder:
         return self._store(tx, Moved(before, job, effects), now)
 
     def _make_result(self, tx: Tx, job: Job, invoice: Invoice | None, now: int) -> do.DeliverResult:
-        """Return the signed result of a postpaid job's stored text: with what is to pay, or what was paid for it."""
+        """Return the signed result of a postpaid job's stored text, with what is to pay or was paid for it."""
         request_json, text = tx.request_json(job.id), tx.output(job.id)
         assert request_json is not None and text is not None, "both are kept until the job is finished"
         request = parse_event(orjson.loads(request_json))
@@ -201,10 +201,8 @@ class Recorder:
                     now=now,
                     until=effect.invoice.expires_at if effect.invoice else None,
                 )
-            case do.DeliverBilled():
-                raise AssertionError("made a result before the job is stored")
-            case do.Announce() | do.Enqueue() | do.StopWork():
-                raise AssertionError("nothing to store")
+            case do.DeliverBilled() | do.Announce() | do.Enqueue() | do.StopWork():
+                raise AssertionError("nothing to store, or made a result before")
             case _:
                 assert_never(effect)
 

@@ -111,6 +111,10 @@ class Tx:
         self.flush()
         self._connection.executemany(sql, params)
 
+    def ask(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
+        """Return the rows of a question that is asked too seldom to have a method here."""
+        return self._execute(sql, params).fetchall()
+
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def insert_job(self, job: Job, request_json: str) -> None:
@@ -391,26 +395,6 @@ class Tx:
         """Return how many items ended unconfirmed."""
         (count,) = self._execute("SELECT count(*) FROM outbox WHERE state = 'dead'").fetchone()
         return int(count)
-
-    # --- credit -----------------------------------------------------------------------------------------------
-
-    def earned_of_customers(self, limit: int) -> list[tuple[str, int]]:
-        """Return what was earned from each customer, msats, those who paid last at the end."""
-        found = self._execute(
-            "SELECT j.customer, sum(s.earned_msats) FROM settlements s JOIN jobs j ON j.number = s.job"
-            " GROUP BY j.customer ORDER BY max(s.rowid) DESC LIMIT ?",
-            (limit,),
-        )
-        return [(customer, earned) for customer, earned in reversed(found.fetchall())]
-
-    def postpaid_jobs(self, since: int) -> list[Job]:
-        """Return the postpaid jobs that were accepted since a time, are unfinished or unpaid, oldest first."""
-        found = self._execute(
-            f"SELECT {_JOB} FROM jobs WHERE postpaid > 0"
-            " AND (accepted_at > ? OR purge_at IS NULL OR money = 'unpaid') ORDER BY number",
-            (since,),
-        )
-        return [rows.job_of(row) for row in found]
 
     # --- marks ------------------------------------------------------------------------------------------------
 
