@@ -143,6 +143,14 @@ FAULTS = [
     ),
     ("[payment]\nlookup_min_s = 50", "FILE: payment.lookup_min_s: 50 is more than lookup_max_s"),
     (
+        "[payment]\ncredit_msats = 1_000_001",
+        "FILE: payment.credit_msats: 1000001 is more than credit_max_msats",
+    ),
+    (
+        "[payment]\ncredit_msats = 3\ncredit_max_msats = 4\ncredit_daily_msats = 2",
+        "FILE: payment.credit_msats: 3 is more than credit_daily_msats",
+    ),
+    (
         "[relays]\nbackoff_min_s = 50\nbackoff_max_s = 5",
         "FILE: relays.backoff_min_s: 50 is more than backoff_max_s",
     ),

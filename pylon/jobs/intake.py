@@ -120,6 +120,7 @@ class Intake:
         self._clock = clock
         self._payable = payable
         self._credit = credit
+        self._started_at = int(clock())
         self._fitting_tokens = max_output_text_bytes(config.limit_bytes) // OUTPUT_BYTES_PER_TOKEN
         self._seen = SeenIds()
         self._customers = RateLimiter(config.policy.requests_per_customer_per_minute)
@@ -224,7 +225,7 @@ class Intake:
     def _check_owing(self, request: JobRequest) -> None:
         owing = None if self._credit is None else self._credit.owing(request.customer)
         if owing is not None:
-            raise _Refused(Denial(ErrorPrefix.UNPAID, f"job {owing} was done on credit: pay it first"))
+            raise _Refused(Denial(ErrorPrefix.UNPAID, f"job {owing} was taken on credit: pay it first"))
 
     def _check_payable(self, request: JobRequest, now: float) -> None:
         if (why := self._payable()) is not None:
@@ -343,7 +344,9 @@ class Intake:
             return mode
         # With a deadline of its own a stream could be had for nothing: it would end just before it is billed.
         own_deadline = request.expires_at is not None and request.expires_at < now + self._config.job_timeout_s
-        if self._credit is None or own_deadline:
+        # What is older than this process may have been refused before: its customer must want it still.
+        stale = request.created_at < self._started_at
+        if self._credit is None or own_deadline or stale:
             return facts.Mode.PREPAY
         covered = self._credit.covers(request.customer, order.quoted.amount_msats, now)
         return facts.Mode.POSTPAY if covered else facts.Mode.PREPAY

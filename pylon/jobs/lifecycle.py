@@ -111,7 +111,10 @@ def _paid_short(job: Job, fact: facts.PaidShort, rules: Rules) -> Step:
 
 def _is_billed(job: Job) -> bool:
     """Tell whether the work was done on credit and nothing is paid yet."""
-    return job.work is Work.BILLING or (job.work in _HAS_RESULT and job.money in _BILLED)
+    if job.work is Work.BILLING:
+        return True
+    given_away = job.postpaid and job.money is Money.NONE
+    return job.work in _HAS_RESULT and (given_away or job.money in _BILLED)
 
 
 def _bill_paid(job: Job, fact: facts.Paid | facts.PaidShort, price_msats: int) -> Step:

@@ -5,12 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from pylon.jobs import facts
 from pylon.jobs.credit import WINDOW_S, CreditRules
-from pylon.jobs.ports import BackendHealth, BackendRefused, Finished, FinishReason, PaymentState
+from pylon.jobs.ports import (
+    BackendHealth,
+    BackendRefused,
+    Finished,
+    FinishReason,
+    Invoice,
+    InvoiceRequest,
+    PaymentState,
+)
 from pylon.jobs.pricing import Price
 from pylon.nostr.bolt11 import check_invoice, read_invoice
 from pylon.nostr.event import Event, verify
@@ -19,7 +28,7 @@ from pylon.nostr.nip90_replies import JobResult, parse_result
 from pylon.store.records import InvoiceState, Job, Money, Work
 from tests.support.events import STRANGER
 from tests.support.house import OFFER, House, World, open_house, rows, until
-from tests.support.stand_ins import Hang, Refusal, Run, Unavailable
+from tests.support.stand_ins import Hang, Lie, Refusal, Run, Unavailable
 
 METERED = replace(OFFER, price=Price(base_msats=1_000, output_msats_per_1k=100_000))
 QUOTED_MSATS = 8_000
@@ -304,6 +313,18 @@ async def test_who_pays_late_after_all_has_credit_again(tmp_path: Path) -> None:
         await serves_on_credit(house, "the next one")
 
 
+async def test_who_pays_when_the_text_is_long_gone_has_paid(tmp_path: Path) -> None:
+    world = on_credit(tmp_path)
+    async with open_house(world) as house:
+        request, payment_hash = await unpaid(house)
+        await house.engine.outbox_empty()
+        world.clock.advance(world.recorder.retain_plaintext_s)
+        await until(lambda: texts(world) == (0, 0, 0))
+        await pay(house, payment_hash)
+        await ends_paid(house, request)
+        await serves_on_credit(house, "the next one")
+
+
 async def test_paid_late_while_we_were_away_is_found(tmp_path: Path) -> None:
     world = on_credit(tmp_path)
     async with open_house(world) as house:
@@ -368,6 +389,40 @@ async def test_a_wallet_that_is_away_until_the_deadline_is_our_loss(tmp_path: Pa
         request = await billing(house)
         world.clock.advance(world.intake.job_timeout_s)
         await given_away(house, request)
+
+
+async def test_an_invoice_that_comes_after_the_deadline_is_never_asked_for_and_booked_if_it_is_paid(
+    tmp_path: Path,
+) -> None:
+    world = on_credit(tmp_path)
+
+    async def slow(request: InvoiceRequest) -> Invoice:
+        world.clock.advance(world.intake.job_timeout_s)
+        await until(lambda: world.relays.durable)
+        return world.wallet._make(request, Lie())
+
+    async with open_house(world) as house:
+        with patch.object(world.wallet, "create_invoice", slow):
+            request = house.ask("first")
+            await house.reaches(request.id, Work.DELIVERED, Money.NONE)
+            await until(lambda: world.wallet.made)
+        await house.quiet()
+        assert result_of(world, request).bolt11 is None
+        payment_hash = world.wallet.made[0].payment_hash
+        assert [row.state for row in await house.invoices(request.id)] == [InvoiceState.UNUSED]
+        await pay(house, payment_hash)
+        await ends_paid(house, request)
+
+
+async def test_a_job_that_could_not_be_stored_takes_no_credit(tmp_path: Path) -> None:
+    world = on_credit(tmp_path, daily_msats=QUOTED_MSATS)
+    async with open_house(world) as house:
+        world.disk.broken = True
+        refused = house.ask("first")
+        await until(lambda: "internal" in said(world, refused))
+        world.disk.broken = False
+        await until(lambda: house.engine.healthy)
+        await serves_on_credit(house, "second")
 
 
 @pytest.mark.parametrize("fault", [Refusal(), Unavailable()])
@@ -472,6 +527,23 @@ async def test_killed_while_the_bill_is_open_and_paid_meanwhile(tmp_path: Path) 
     async with open_house(world) as house:
         await ends_paid(house, request)
         await serves_on_credit(house, "second")
+
+
+async def test_what_was_refused_before_a_restart_is_not_done_on_credit_after_it(tmp_path: Path) -> None:
+    world = on_credit(tmp_path)
+    async with open_house(world) as house:
+        request = house.ask("first")
+        payment_hash = await billed(house, request)
+        refused = house.ask("second")
+        assert said(world, refused) == ["unpaid"]
+        await pay(house, payment_hash)
+        await ends_paid(house, request)
+    world.clock.advance(1)
+    async with open_house(world) as house:
+        assert house.offer(refused) is None  # relays send it again
+        await house.invoiced(refused.id)
+        assert not (await house.job(refused.id)).postpaid
+        await serves_on_credit(house, "third")
 
 
 # --- cancelled, failed, not delivered -------------------------------------------------------------------------
