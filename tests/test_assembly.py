@@ -16,6 +16,7 @@ from pylon.backends.embedded import EmbeddedBackend
 from pylon.backends.ollama import OllamaBackend
 from pylon.backends.openai import OpenAIBackend
 from pylon.jobs import facts
+from pylon.jobs.announcement import AnnounceConfig
 from pylon.jobs.cashier import CashierConfig
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.credit import Credit, CreditRules
@@ -156,6 +157,7 @@ class Made:
     runner: RunnerConfig
     cashier: CashierConfig
     credit: Credit | None
+    announce: AnnounceConfig
 
 
 def make(given: Settings, folder: Path) -> Made:
@@ -172,6 +174,7 @@ def make(given: Settings, folder: Path) -> Made:
         runner=assembly.make_runner_config(given),
         cashier=assembly.make_cashier_config(given),
         credit=assembly.make_credit(given),
+        announce=assembly.make_announce_config(given),
     )
 
 
@@ -183,6 +186,17 @@ def config_of(part: object) -> Any:
 
 # A value for every setting, none of them its default.
 EVERYTHING: dict[str, Any] = {
+    "name": "shop",
+    "announce": {
+        "enabled": False,
+        "about": "Answers.",
+        "picture": "https://shop.example/a.png?size=2",
+        "lud16": "shop@ln.example",
+        "topics": ["llm", "chat"],
+        "profile": "never",
+        "debounce_s": 31.0,
+        "republish_s": 21_601.0,
+    },
     "relays": {
         "urls": ["wss://first.example", "wss://second.example"],
         "connect_timeout_s": 11.0,
@@ -192,6 +206,8 @@ EVERYTHING: dict[str, Any] = {
         "backoff_max_s": 61.0,
         "max_frame_bytes": 131_073,
         "publish_timeout_s": 12.0,
+        "messages_per_s": 46,
+        "subscriptions_per_minute": 56,
         "max_event_bytes": 65_537,
         "customer_relays_per_job": 4,
         "customer_relays_total": 17,
@@ -291,11 +307,21 @@ EVERYTHING: dict[str, Any] = {
 Place = Callable[[Made], object]
 
 ARRIVES: dict[str, Place | tuple[Place, ...]] = {
+    "name": lambda made: made.announce.name,
+    "announce.enabled": lambda made: made.announce.enabled,
+    "announce.about": lambda made: made.announce.about,
+    "announce.picture": lambda made: made.announce.picture,
+    "announce.lud16": lambda made: made.announce.lud16,
+    "announce.topics": lambda made: list(made.announce.topics),
+    "announce.profile": lambda made: made.announce.profile,
+    "announce.debounce_s": lambda made: made.announce.debounce_s,
+    "announce.republish_s": lambda made: made.announce.republish_s,
     "relays.urls": (
         lambda made: list(made.pool.urls),
         lambda made: [made.recorder.relay_hint, "wss://second.example"],
         lambda made: [made.intake.relay_hint, "wss://second.example"],
         lambda made: [made.runner.relay_hint, "wss://second.example"],
+        lambda made: list(made.announce.relays),
     ),
     "relays.connect_timeout_s": lambda made: made.pool.connect_timeout_s,
     "relays.ping_interval_s": lambda made: made.pool.ping_interval_s,
@@ -304,9 +330,12 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "relays.backoff_max_s": lambda made: made.pool.backoff_max_s,
     "relays.max_frame_bytes": lambda made: made.pool.max_frame_bytes,
     "relays.publish_timeout_s": lambda made: made.pool.publish_timeout_s,
+    "relays.messages_per_s": lambda made: made.pool.messages_per_s,
+    "relays.subscriptions_per_minute": lambda made: made.pool.subscriptions_per_minute,
     "relays.max_event_bytes": (
         lambda made: made.intake.limit_bytes,
         lambda made: made.runner.limit_bytes,
+        lambda made: made.announce.limit_bytes,
         lambda made: made.recorder.limit_bytes,
     ),
     "relays.customer_relays_per_job": (
@@ -401,11 +430,11 @@ READ_ELSEWHERE = {
     "identity.nsec": ("pylon/settings/identity_file.py", "given.nsec"),
     "identity.mnemonic": ("pylon/settings/identity_file.py", "given.mnemonic"),
     "daemon.stop_timeout_s": ("pylon/daemon.py", "daemon.stop_timeout_s"),
+    "nexus.url": ("pylon/cli/nexus.py", "nexus.url"),
+    "nexus.timeout_s": ("pylon/cli/nexus.py", "nexus.timeout_s"),
     "log.level": ("pylon/daemon.py", "settings.log.level"),
     "log.format": ("pylon/daemon.py", "settings.log.format"),
 }
-NOT_READ_YET = {"name"}
-"""For the announcement that tells customers who we are; nothing announces yet."""
 
 
 def wallet_config(made: Made) -> FakeWalletConfig:
@@ -446,7 +475,7 @@ def test_a_setting_arrives_where_it_works(key: str, tmp_path: Path) -> None:
 
 
 def test_no_setting_is_forgotten_here() -> None:
-    assert set(every_setting()) == ARRIVES.keys() | READ_ELSEWHERE.keys() | NOT_READ_YET
+    assert set(every_setting()) == ARRIVES.keys() | READ_ELSEWHERE.keys()
 
 
 def test_no_value_here_is_the_default() -> None:
@@ -465,6 +494,21 @@ def test_no_value_here_is_the_default() -> None:
 def test_a_setting_is_read_where_it_is_said_to_be(key: str) -> None:
     file, words = READ_ELSEWHERE[key]
     assert words in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize(
+    ("urls", "paced"),
+    [(["ws://127.0.0.1:1", "ws://localhost:2"], False), (["ws://127.0.0.1:1", "wss://relay.example"], True)],
+)
+def test_relays_on_this_machine_alone_are_written_to_without_a_limit(urls: list[str], paced: bool) -> None:
+    config = assembly.make_pool_config(settings(relays={"urls": urls}))
+    assert (config.messages_per_s > 0) is paced
+    assert (config.subscriptions_per_minute > 0) is paced
+
+
+@pytest.mark.parametrize(("mode", "free"), [("prepay", False), ("free", True)])
+def test_what_is_announced_as_free_is_free(mode: str, free: bool) -> None:
+    assert assembly.make_announce_config(settings(payment={"mode": mode})).free is free
 
 
 def test_the_mode_of_payment_is_intakes() -> None:

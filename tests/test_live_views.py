@@ -268,3 +268,14 @@ async def test_an_id_of_two_jobs_cancels_neither(tmp_path: Path) -> None:
         with pytest.raises(Ambiguous):
             await control.views.cancel_job(first.id[:20])
         assert (await house.job(first.id)).work is Work.AWAITING_PAYMENT
+
+
+async def test_a_daemon_without_announcer_says_so(tmp_path: Path) -> None:
+    async with open_house(World(tmp_path / "db")) as house:
+        views = Control(house).views
+        with pytest.raises(ViewError, match="announces nothing"):
+            views.announcement()
+        with pytest.raises(ViewError, match="announces nothing"):
+            await views.publish_announcement()
+        with pytest.raises(ViewError, match="announces nothing"):
+            await views.withdraw_announcement()

@@ -373,3 +373,31 @@ def test_every_key_is_described_and_bounded() -> None:
     assert is_secret(find_field(("backends", 0, "api_key")))
     assert is_secret(find_field(("wallet", "token")))
     assert not is_secret(find_field(("wallet", "url")))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("lud16", "nobody", "not a Lightning address"),
+        ("lud16", "a@b@c", "not a Lightning address"),
+        ("lud16", "a b@c.example", "not a Lightning address"),
+        ("picture", "ftp://a.example/x.png", "not an http:// or https:// URL"),
+        ("picture", "https://", "not an http:// or https:// URL"),
+        ("picture", "https://a.example/\x1b[2J", "no control characters"),
+        ("about", "\ud800", "as a unicode string"),
+        ("about", "a" * 1_001, "too long"),
+    ],
+)
+def test_what_cannot_be_announced_is_refused(key: str, value: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=f"announce.{key}") as caught:
+        merge_settings(Path("x.toml"), {"announce": {key: value}}, {}, {})
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("lud16", "you@pay.example:8080"), ("picture", "https://a.example/x?y=1")]
+)
+def test_what_can_be_announced_is_taken(key: str, value: str) -> None:
+    announce = merge_settings(Path("x.toml"), {"announce": {key: value}}, {}, {}).settings.announce
+    assert getattr(announce, key) == value

@@ -138,3 +138,15 @@ def test_tables_are_added_whole_or_not_at_all(file: Path) -> None:
     with pytest.raises(SettingsError, match=r"backends\.1\.name"):
         add_tables(file, BACKEND, {})
     assert file.read_text() == before
+
+
+@pytest.mark.parametrize("wanted", ["wss://a,wss://b,wss://c", "wss://b", "wss://a,wss://c", "wss://b,wss://a"])
+def test_a_list_is_changed_item_by_item_and_its_comments_stay(file: Path, wanted: str) -> None:
+    file.parent.mkdir()
+    file.write_text('[relays]\nurls = [\n    "wss://a",  # mine\n    # the second\n    "wss://b"\n]  # end\n')
+    assert set_value(file, "relays.urls", wanted, {}) == wanted.split(",")
+    after = file.read_text()
+    assert tomllib.loads(after)["relays"]["urls"] == wanted.split(",")
+    assert "\n    # the second\n" in after
+    assert after.endswith("]  # end\n")
+    assert ("# mine" in after) == ("wss://a" in wanted)

@@ -35,8 +35,23 @@ COMMANDS: Final = {
     "backends": LazyCommand(
         "pylon.cli.backends", "app", "Find, list and try model servers.", "pylon backends detect"
     ),
+    "relays": LazyCommand("pylon.cli.relays", "app", "List, check, add and remove relays.", "pylon relays check"),
+    "doctor": LazyCommand("pylon.cli.doctor", "command", "Try everything that selling needs.", "pylon doctor"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
+    "request": LazyCommand(
+        "pylon.cli.request", "command", "Buy a job.", "pylon request 'What is salt?' --bid 21 --pay"
+    ),
+    "nexus": LazyCommand("pylon.cli.nexus", "app", "Ask Nexus about the market.", "pylon nexus stats"),
+    "completion": LazyCommand(
+        "pylon.cli.completion", "command", "Print the script that lets a shell complete.", "pylon completion bash"
+    ),
+    "announce": LazyCommand(
+        "pylon.cli.announce", "app", "Show, publish or withdraw the announcement.", "pylon announce show"
+    ),
+    "providers": LazyCommand(
+        "pylon.cli.providers", "command", "List the providers that relays know.", "pylon providers --model smollm2"
+    ),
     "demo": LazyCommand(
         "pylon.cli.demo", "command", "Show the whole market on this machine, with play money.", "pylon demo"
     ),
@@ -85,8 +100,14 @@ def _root(
         # The commands that read settings have this option themselves; here it becomes their default.
         ctx.default_map = {
             "start": {"config": config},
+            "request": {"config": config},
+            "doctor": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
+            "nexus": {"stats": {"config": config}},
             "backends": {verb: {"config": config} for verb in ("detect", "list", "test")},
+            "relays": {verb: {"config": config} for verb in ("list", "check", "add", "remove")},
+            "announce": {name: {"config": config} for name in ("show", "publish", "withdraw")},
+            "providers": {"config": config},
         }
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())

@@ -23,7 +23,7 @@ _ConfigOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog="Example: pylon config show --json")
 def show(
     config: _ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")] = False,
@@ -45,7 +45,7 @@ def show(
         say(line)
 
 
-@app.command()
+@app.command(epilog="Example: pylon config path")
 def path() -> None:
     """Tell where the settings file lies, whether it exists or not."""
     from pylon.paths import resolve_paths
@@ -53,7 +53,7 @@ def path() -> None:
     say(str(resolve_paths().config_file))
 
 
-@app.command("set")
+@app.command("set", epilog="Example: pylon config set payment.mode free")
 def set_key(
     key: Annotated[str, typer.Argument(metavar="KEY", help="A dotted key, such as payment.mode or models.0.name.")],
     value: Annotated[

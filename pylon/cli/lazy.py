@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command, get_group
 
 
@@ -87,9 +87,22 @@ class _PlainOption(TyperOption):
         return super().process_value(ctx, value)
 
 
+class _PlainArgument(TyperArgument):
+    """An argument of text, or none given: the same."""
+
+    def process_value(self, ctx: Any, value: Any) -> Any:
+        missing = value is None and not self.required and self.nargs == 1
+        text = isinstance(value, str) and self.type_descriptor.annotation is str
+        if missing or text:
+            return self.callback(ctx, self, value) if self.callback else value
+        return super().process_value(ctx, value)
+
+
 def _plain(params: list[Any]) -> list[Any]:
     for param in params:
         # In place, since typer knows its parameters by identity and makes them itself.
         if type(param) is TyperOption:
             param.__class__ = _PlainOption
+        elif type(param) is TyperArgument:
+            param.__class__ = _PlainArgument
     return params

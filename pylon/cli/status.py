@@ -13,6 +13,7 @@ from pylon.cli.views import NOT_RUNNING, control_client, require_free_home
 from pylon.control.client import DaemonNotRunning
 from pylon.control.codec import dump_json
 from pylon.control.views import BackendLine, DaemonState, DaemonStatus, RelayLine
+from pylon.text import printable
 
 _STATE_COLOURS = {DaemonState.READY: Colour.GOOD, DaemonState.DEGRADED: Colour.BAD}
 _GOOD_WORDS = frozenset({"connected", "ready"})
@@ -21,15 +22,25 @@ _GOOD_WORDS = frozenset({"connected", "ready"})
 def command(
     ctx: typer.Context,
     json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    seconds: Annotated[str, typer.Argument(metavar="[SECONDS]", help="How often, with --watch.")] = "1",
 ) -> int:
     """Show what is going on: relays, backends, wallet, queue, jobs and money.
 
+    With --watch it goes on when the daemon goes away and comes back, and ends with exit code 0.
     Exit code: 0 when it runs and is ready, 1 when it runs and is not (starting, degraded, stopping), 3 when it
     does not run.
     """
     context: CliContext = ctx.obj
+    client = control_client(context.paths, timeout_s=5)
+    if watch:
+        from pylon.cli.watch import parse_interval, watch_status
+
+        return watch_status(client.status, parse_interval(seconds), json=json)
+    if seconds != "1":
+        raise typer.BadParameter(f"{printable(seconds)}: seconds go with --watch", param_hint="SECONDS")
     try:
-        status = control_client(context.paths, timeout_s=5).status()
+        status = client.status()
     except DaemonNotRunning:
         require_free_home(context.paths)
         say(dump_json({"state": "not-running"}) if json else "pylon is not running (start it: pylon start)")

@@ -76,7 +76,8 @@ def _signal(pid: int, number: signal.Signals) -> None:
 def _ended(paths: Paths, pid: int, timeout_s: float) -> bool:
     """Wait until the process that held the lock has let it go (another may hold it by then)."""
     deadline = time.monotonic() + timeout_s
-    while lock_holder(paths.lock_file) == pid:
+    # Without a pid it is about to be let go, or was just taken: a moment tells.
+    while lock_holder(paths.lock_file) in (pid, 0):
         if time.monotonic() >= deadline:
             return False
         time.sleep(_LOOK_EVERY_S)

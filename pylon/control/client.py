@@ -16,7 +16,15 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 from pylon.control.codec import BadShape, decode
-from pylon.control.views import API_VERSION, DaemonStatus, EarningsView, JobDetail, JobsQuery, JobView
+from pylon.control.views import (
+    API_VERSION,
+    AnnouncementView,
+    DaemonStatus,
+    EarningsView,
+    JobDetail,
+    JobsQuery,
+    JobView,
+)
 from pylon.text import printable
 
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
@@ -97,6 +105,18 @@ class ControlClient:
     def earnings(self, since: int | None, by: str) -> EarningsView:
         """Return settled payments since unix seconds (None: all), split by an `EarningsBy`."""
         return _decoded(EarningsView, self._ask("GET", "/earnings", {"since": since, "by": by}))
+
+    def announcement(self) -> AnnouncementView:
+        """Return how the announcement stands."""
+        return _decoded(AnnouncementView, self._ask("GET", "/announcement"))
+
+    def publish_announcement(self) -> AnnouncementView:
+        """Have the daemon announce now."""
+        return _decoded(AnnouncementView, self._ask("POST", "/announcement/publish"))
+
+    def withdraw_announcement(self) -> AnnouncementView:
+        """Have the daemon withdraw the announcement, until it is published again."""
+        return _decoded(AnnouncementView, self._ask("POST", "/announcement/withdraw"))
 
     def request_stop(self) -> None:
         """Ask for a graceful stop; returns when the daemon has heard it, not when it has ended."""

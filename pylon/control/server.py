@@ -219,6 +219,9 @@ def _app(views: ControlViews, limits: ControlLimits) -> Starlette:
             route("/jobs/{id}", api.job, "GET"),
             route("/jobs/{id}/cancel", api.cancel, "POST"),
             route("/earnings", api.earnings, "GET"),
+            route("/announcement", api.announcement, "GET"),
+            route("/announcement/publish", api.publish, "POST"),
+            route("/announcement/withdraw", api.withdraw, "POST"),
             route("/stop", api.stop, "POST"),
         ],
         exception_handlers={
@@ -262,6 +265,15 @@ class _Api:
         since = _number(asked["since"], "since", 0, 2**53) if "since" in asked else None
         by = _word(asked.get("by"), EarningsBy, "by") or EarningsBy.TOTAL
         return await self._views.earnings(since, by)
+
+    async def announcement(self, request: Request) -> object:
+        return self._views.announcement()
+
+    async def publish(self, request: Request) -> object:
+        return await self._views.publish_announcement()
+
+    async def withdraw(self, request: Request) -> object:
+        return await self._views.withdraw_announcement()
 
     async def stop(self, request: Request) -> object:
         self._views.request_stop()

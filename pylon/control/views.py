@@ -276,6 +276,18 @@ class EarningsView:
     rows: tuple[EarningsRow, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class AnnouncementView:
+    """How the announcement stands (a word of `AnnounceState`), and the events published last, as JSON.
+
+    `confirmed_by` is the first relay that has the announcement or its withdrawal, after one was asked for.
+    """
+
+    state: str
+    events: tuple[str, ...] = ()
+    confirmed_by: str | None = None
+
+
 class ControlViews(Protocol):
     """What the daemon implements for the control API. `ViewError`s become the client's error."""
 
@@ -297,6 +309,18 @@ class ControlViews(Protocol):
 
     async def earnings(self, since: int | None, by: str) -> EarningsView:
         """Return settled payments since unix seconds, split by an `EarningsBy`."""
+        ...
+
+    def announcement(self) -> AnnouncementView:
+        """Return how the announcement stands."""
+        ...
+
+    async def publish_announcement(self) -> AnnouncementView:
+        """Announce now. Raises `ViewError`."""
+        ...
+
+    async def withdraw_announcement(self) -> AnnouncementView:
+        """Withdraw the announcement until it is published again. Raises `ViewError`."""
         ...
 
     def request_stop(self) -> None:

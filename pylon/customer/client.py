@@ -24,8 +24,8 @@ from pylon.customer.conversation import Conversation, Drop
 from pylon.customer.payment import Payer, Receipt, Till
 from pylon.customer.updates import Partial, PaymentRequired, Update
 from pylon.jobs.ports import Clock
-from pylon.nostr.bolt11 import Network
-from pylon.nostr.event import Draft, Event
+from pylon.nostr.bolt11 import InvoiceFacts, Network
+from pylon.nostr.event import Draft, Event, verify
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import Filter
 from pylon.nostr.nip90 import FEEDBACK_KIND, cancel_draft, result_kind
@@ -37,6 +37,7 @@ MAX_WAITING: Final = 256
 """Updates of one order that nobody has taken yet; partials that follow each other count as one."""
 
 _REPLIES: Final = "replies"
+_FLUSH_EVERY_S: Final = 0.05
 
 
 class NotPublished(Exception):
@@ -58,6 +59,20 @@ class _Publishing:
     fault: str | None = None
 
 
+@dataclass(slots=True)
+class _Finding:
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    event: Event | None = None
+
+    def take(self, event: Event) -> str | None:
+        """Take the event that was asked for; returns the reason when it is not that."""
+        if not verify(event):
+            return "forged"
+        self.event = event
+        self.ended.set()
+        return None
+
+
 class Customer:
     """One key that buys. Its relays are connected while `running` is entered."""
 
@@ -73,6 +88,7 @@ class Customer:
         self._publisher = OutboxPublisher(self._pool, self, relays, clock=clock, rng=rng)
         self._publishing: dict[str, _Publishing] = {}
         self._orders: dict[str, Order] = {}
+        self._findings: dict[str, _Finding] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -90,14 +106,31 @@ class Customer:
         """Return how each relay stands."""
         return self._pool.states()
 
+    def sign(self, draft: Draft) -> Event:
+        """Return a job request of this customer's, dated now. Raises `BadEvent` when it cannot be encoded."""
+        return draft.sign(self._key, int(self._clock()))
+
+    async def find(self, event_id: str) -> Event:
+        """Return an event that a relay has stored, its signature checked. The caller sets the time limit."""
+        finding = self._findings.setdefault(event_id, _Finding())
+        self._pool.refresh(_REPLIES)
+        try:
+            await finding.ended.wait()
+        finally:
+            self._findings.pop(event_id, None)
+            self._pool.refresh(_REPLIES)
+        assert finding.event is not None
+        return finding.event
+
     @asynccontextmanager
-    async def order(self, draft: Draft) -> AsyncIterator[Order]:
+    async def order(self, draft: Draft | Event, *, publish: bool = True) -> AsyncIterator[Order]:
         """Publish a job request and yield the order; its replies are heard until the block ends.
 
-        The draft says everything: providers (`p`), bid, kind, input. Raises `NotPublished`, and
-        `nip90.BadRequest` when the draft is no job request. Leaving the block does not cancel the job.
+        The draft, or the event that `sign` made of it, says everything: providers (`p`), bid, kind, input. Raises
+        `NotPublished`, and `nip90.BadRequest` when it is no job request. Leaving the block does not cancel the job.
+        Without `publish` an event that relays have already is followed, whoever signed it.
         """
-        request = draft.sign(self._key, int(self._clock()))
+        request = self.sign(draft) if isinstance(draft, Draft) else draft
         conversation = Conversation(request)
         till = Till(conversation.request.bid_msats, self._config.network, self._clock)
         order = Order(self, conversation, till)
@@ -107,7 +140,8 @@ class Customer:
             # Replies published before this relay listens to us are stored there, so this only saves time.
             with anyio.move_on_after(self._config.subscribe_timeout_s):
                 await self._pool.wait_caught_up(_REPLIES)
-            await self.publish(request)
+            if publish:
+                await self.publish(request)
             yield order
         finally:
             del self._orders[request.id]
@@ -129,10 +163,21 @@ class Customer:
         """Ask by kind 5 that a request of ours is cancelled. Raises `NotPublished`."""
         await self.publish(cancel_draft(request.id, request.kind, reason).sign(self._key, int(self._clock())))
 
+    def ask_again(self) -> None:
+        """Let the relays tell once more what they have stored; what was heard is not told twice."""
+        self._pool.refresh(_REPLIES)
+
+    async def flush(self) -> None:
+        """Wait until every relay has what one of them confirmed. The caller sets a short time limit."""
+        while self._publisher.states().lingering:  # noqa: ASYNC110 - the publisher tells of the first one only
+            await anyio.sleep(_FLUSH_EVERY_S)
+
     # --- what the relays tell -----------------------------------------------------------------------------------
 
     def offer(self, event: Event, relay_url: str) -> str | None:
         """Take a reply; see `EventSink`."""
+        if finding := self._findings.get(event.id):
+            return finding.take(event)
         reason: str | None = "unrelated"
         for name in event.tag_values("e"):
             if name in self._orders:
@@ -159,7 +204,8 @@ class Customer:
         # Without `since`: an id cannot be older than its request, and a provider's clock may be behind ours.
         ids = sorted(self._orders)
         kinds = sorted({FEEDBACK_KIND, *(result_kind(order.request.kind) for order in self._orders.values())})
-        return [{"kinds": kinds, "#e": ids}] if ids else []
+        wanted: list[Filter] = [{"kinds": kinds, "#e": ids}] if ids else []
+        return [*wanted, {"ids": sorted(self._findings)}] if self._findings else wanted
 
 
 class Order:
@@ -171,6 +217,7 @@ class Order:
         self._till = till
         self._conversation = conversation
         self._waiting: deque[Update] = deque()
+        self._aside: deque[Update] = deque(maxlen=MAX_WAITING)  # what others said before one was taken
         self._something = anyio.Event()
 
     @property
@@ -196,6 +243,34 @@ class Order:
                 await self._something.wait()
             yield self._waiting.popleft()
 
+    @property
+    def providers(self) -> frozenset[str]:
+        """Whom the request is addressed to; none means that anybody may answer."""
+        return self._conversation.providers
+
+    @property
+    def engaged(self) -> bool:
+        """Whether a payment was made, is being made, or may have been made by `pay`."""
+        return self._till.engaged
+
+    async def check(self, asked: PaymentRequired) -> InvoiceFacts:
+        """Return what an invoice says. Raises `PaymentRefused` unless it is as asked, within the bid, payable."""
+        return await self._till.check(asked)
+
+    def take(self, provider: str | None) -> None:
+        """Hear only the provider whose invoice is paid elsewhere, or with None again all that may answer.
+
+        What the others say meanwhile is not lost: it is asked for again.
+        """
+        self._conversation.listen_only_to(provider)
+        if provider is not None:
+            self._set_others_aside(provider)
+            return
+        self._waiting.extendleft(reversed(self._aside))
+        self._aside.clear()
+        self._something.set()
+        self._customer.ask_again()
+
     async def pay(self, asked: PaymentRequired, payer: Payer) -> Receipt:
         """Check the invoice and pay it, once per request; afterwards only that provider is heard.
 
@@ -203,16 +278,20 @@ class Order:
         """
         # From before the payment on: nobody else must be able to answer in the place of who was paid.
         self._conversation.listen_only_to(asked.provider)
-        self._waiting = deque(update for update in self._waiting if update.provider == asked.provider)
+        self._set_others_aside(asked.provider)
         try:
             return await self._till.pay(asked, payer)
         finally:
             if not self._till.engaged:
-                self._conversation.listen_only_to(None)
+                self.take(None)
 
     async def cancel(self, reason: str = "") -> None:
         """Cancel the job by kind 5. Raises `NotPublished`."""
         await self._customer.cancel(self.request, reason)
+
+    def _set_others_aside(self, provider: str) -> None:
+        self._aside += (update for update in self._waiting if update.provider != provider)
+        self._waiting = deque(update for update in self._waiting if update.provider == provider)
 
     def hear(self, event: Event) -> str | None:
         """Take a reply; returns the reason when it is none. Synchronous and never raises."""

@@ -10,17 +10,29 @@ from collections import Counter, OrderedDict
 from enum import StrEnum
 from typing import Final
 
-from pylon.customer.updates import Failed, Partial, PaymentRequired, Processing, Result, Success, Update
+from pylon.customer.updates import Failed, Partial, PaymentRequired, Processing, Remark, Result, Success, Update
 from pylon.nostr.event import Event, verify
 from pylon.nostr.keys import BadKey, parse_public_key
 from pylon.nostr.nip90 import FEEDBACK_KIND, FeedbackStatus, JobRequest, parse_request, result_kind
-from pylon.nostr.nip90_replies import MAX_INFO, BadReply, Feedback, JobResult, parse_feedback, parse_result
+from pylon.nostr.nip90_replies import (
+    MAX_INFO,
+    BadReply,
+    Feedback,
+    JobResult,
+    OtherFeedback,
+    parse_feedback,
+    parse_other_feedback,
+    parse_result,
+)
 
 MAX_REMEMBERED: Final = 4096
 """Event ids that are known again; an older one that comes once more does no harm, it only says old things."""
 
 MAX_PROVIDERS: Final = 256
 """How many providers may answer a broadcast; the ones after them are not heard."""
+
+
+_Reply = Feedback | OtherFeedback | JobResult
 
 
 class Drop(StrEnum):
@@ -30,7 +42,7 @@ class Drop(StrEnum):
     DUPLICATE = "duplicate"
     STRANGER = "stranger"  # not from whom the request was addressed to, or whom we paid
     FORGED = "forged"  # id or signature do not hold
-    MALFORMED = "malformed"  # neither a feedback with a known status nor a result
+    MALFORMED = "malformed"  # neither a feedback with a status nor a result
     STALE = "stale"  # a partial that a newer one, or the result, has overtaken
     CROWDED = "crowded"  # more providers answer than are heard
 
@@ -73,9 +85,11 @@ class Conversation:
         self._remember(event.id)
         if isinstance(reply, Feedback):
             return self._feedback(event.pubkey, reply)
+        if isinstance(reply, OtherFeedback):
+            return Remark(event.pubkey, reply.status, reply.info)
         return self._result(event, reply)
 
-    def _read(self, event: Event) -> Feedback | JobResult | Drop:
+    def _read(self, event: Event) -> _Reply | Drop:
         """Return what an event says of this request, if its author may say it; its signature is not checked."""
         if event.kind not in (FEEDBACK_KIND, self._result_kind):
             return Drop.UNRELATED
@@ -84,7 +98,7 @@ class Conversation:
         if not self._may_speak(event.pubkey):
             return Drop.STRANGER
         try:
-            reply = parse_feedback(event) if event.kind == FEEDBACK_KIND else parse_result(event)
+            reply = _parse(event)
         except BadReply:
             return Drop.MALFORMED
         return reply if reply.request_id == self.request.id else Drop.UNRELATED
@@ -127,6 +141,16 @@ class Conversation:
                 return Drop.STALE
             self._newest[provider] = place
         return Partial(provider, said.content, said.number, said.attempt)
+
+
+def _parse(event: Event) -> _Reply:
+    """Return a reply. Raises `BadReply`."""
+    if event.kind != FEEDBACK_KIND:
+        return parse_result(event)
+    try:
+        return parse_feedback(event)
+    except BadReply:
+        return parse_other_feedback(event)
 
 
 def _failed(provider: str, said: Feedback) -> Failed:

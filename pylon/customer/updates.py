@@ -73,4 +73,13 @@ class Failed:
     amount_msats: int | None = None
 
 
-Update = PaymentRequired | Processing | Partial | Result | Success | Failed
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """A feedback whose status is none of NIP-90's; nothing follows from it."""
+
+    provider: str
+    status: str
+    info: str = ""
+
+
+Update = PaymentRequired | Processing | Partial | Result | Success | Failed | Remark

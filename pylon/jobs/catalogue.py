@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from pylon.jobs.ports import BackendState
 from pylon.jobs.pricing import Price
 
 
@@ -42,6 +43,21 @@ class Offer:
     def routes(self) -> tuple[Route, ...]:
         """Every backend that serves the model, in the order of the settings."""
         return (Route(self.backend, self.backend_model, self.slots), *self.also)
+
+
+def promised_context(offer: Offer, states: Mapping[str, BackendState]) -> int | None:
+    """Return what one request may use: the operator's word, else the smallest that a backend of the offer tells,
+    since the job may run on any of them."""
+    if offer.context_tokens is not None:
+        return offer.context_tokens
+    told = [
+        model.context_tokens
+        for route in offer.routes
+        if route.backend in states
+        for model in states[route.backend].models
+        if model.name == route.backend_model and model.context_tokens is not None
+    ]
+    return min(told, default=None)
 
 
 class Catalogue:

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from pylon.jobs import facts
-from pylon.jobs.catalogue import Catalogue, Offer
+from pylon.jobs.catalogue import Catalogue, Offer, promised_context
 from pylon.jobs.credit import Credit
 from pylon.jobs.engine import Engine
 from pylon.jobs.kinds import parse_job
@@ -269,16 +269,9 @@ class Intake:
         return asked.max_tokens
 
     def _context(self, offer: Offer) -> int | None:
-        if offer.context_tokens is not None:
-            return offer.context_tokens
-        # A job may run on any of them: the smallest context is what can be promised.
-        contexts = [
-            model.context_tokens
-            for route in offer.routes
-            for model in self._backends(route.backend).state().models
-            if model.name == route.backend_model and model.context_tokens is not None
-        ]
-        return min(contexts, default=None)
+        return promised_context(
+            offer, {route.backend: self._backends(route.backend).state() for route in offer.routes}
+        )
 
     def _quote(self, offer: Offer, input_tokens: int, max_tokens: int) -> Quote:
         quoted = quote(offer.price, input_tokens, max_tokens)

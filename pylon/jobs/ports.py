@@ -229,12 +229,13 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """An outgoing payment as the wallet has it."""
+    """An outgoing payment as the wallet has it. `preimage` (hex) is its proof, None where the wallet has none."""
 
     payment_hash: str
     state: PaymentState
     amount_msats: int
     fee_msats: int = 0
+    preimage: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,9 @@ MAX_BOLT11: Final = 2000
 MAX_INFO: Final = 1024
 """Characters of a status text, written or read."""
 
+MAX_STATUS: Final = 64
+"""Characters of a status that we do not know."""
+
 _BOLT11: Final = re.compile(r"ln[a-z0-9]+", re.ASCII)
 _COUNT: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
 
@@ -68,6 +71,15 @@ class Feedback:
     def prefix(self) -> ErrorPrefix | None:
         """The prefix of an `error`, when it is one of ours."""
         return _PREFIXES.get(self.info.partition(":")[0]) if self.status is FeedbackStatus.ERROR else None
+
+
+@dataclass(frozen=True, slots=True)
+class OtherFeedback:
+    """A job feedback whose status is none of NIP-90's, as some providers send; `status` is not empty."""
+
+    request_id: str
+    status: str
+    info: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +238,17 @@ def parse_feedback(event: Event) -> Feedback:
         bolt11=bolt11,
         number=number,
         attempt=attempt,
+    )
+
+
+def parse_other_feedback(event: Event) -> OtherFeedback:
+    """Return what a kind 7000 event with an unknown status says. Raises `BadReply` and nothing else."""
+    tag = event.tag("status") if event.kind == FEEDBACK_KIND else None
+    status = tag[1].strip()[:MAX_STATUS] if tag is not None and len(tag) > 1 else ""
+    if tag is None or not status:
+        raise BadReply("not a job feedback with a status")
+    return OtherFeedback(
+        _read_request_id(event), status, tag[2][:MAX_INFO] if len(tag) > 2 else event.content[:MAX_INFO]
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -59,3 +60,34 @@ def read_verdict(message: OkMessage) -> Verdict:
     if message.accepted:
         return Verdict.DUPLICATE if verdict is Verdict.DUPLICATE else Verdict.ACCEPTED
     return verdict if verdict is not None else Verdict.OTHER
+
+
+class AnswerOrder:
+    """Which event an OK speaks of, where a relay leaves the id of a refused event out, as nostr-relay does.
+
+    A relay that answers in the order of sending speaks of the oldest event that it has not answered. One that ever
+    answered in another order, or left an id out where something else could be meant, is not guessed at again.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: more events than this without an answer are not kept in order."""
+        self._limit = limit
+        self._ids: deque[str] | None = deque()
+
+    def sent(self, event_id: str) -> None:
+        """Hear of an event that goes out; it may do so again."""
+        if self._ids is not None:
+            self._ids.append(event_id)
+            if len(self._ids) > self._limit:
+                self._ids = None
+
+    def whose(self, message: OkMessage, *, auth_open: bool) -> str:
+        """Return the id of the event that an OK answers, empty when unknown. `auth_open`: it may answer an AUTH."""
+        ids, event_id = self._ids, message.event_id
+        if not ids:
+            return event_id
+        if event_id == ids[0] or (not event_id and not message.accepted and not auth_open):
+            return ids.popleft()
+        if not event_id or event_id in ids:
+            self._ids = None
+        return event_id

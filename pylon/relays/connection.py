@@ -20,6 +20,7 @@ from pylon.jobs.ports import Clock, EventSink
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import ClosedMessage, EoseMessage, EventMessage, Filter
 from pylon.relays.answers import Answer
+from pylon.relays.pace import RelayPace
 from pylon.relays.session import Heard, Session
 from pylon.relays.socket import RelaySocket, canonical_url, describe, is_refusal
 from pylon.relays.state import Counters, PoolConfig, RelayState, RelayStatus
@@ -94,6 +95,9 @@ class Relay:
         self._changed = changed
         self._subscriptions = subscriptions if subscriptions is not None else {}
         self._guest = guest
+        self._pace = None
+        if config.messages_per_s or config.subscriptions_per_minute:
+            self._pace = RelayPace(config.messages_per_s, config.subscriptions_per_minute, config.publish_timeout_s)
         self._status = RelayStatus.STOPPED
         self._status_since = clock()
         self._last_error = ""
@@ -161,6 +165,8 @@ class Relay:
             self._end("slow: the relay does not read what we send")
         elif session.hopeless:
             self._end("too many frames that mean nothing")
+        elif session.throttled:
+            self._end("slow: the relay answers ever later since it refused an event")
         self._wake()
 
     def state(self) -> RelayState:
@@ -229,6 +235,7 @@ class Relay:
             rng=self._rng,
             counters=self.counters,
             guest=self._guest,
+            pace=self._pace,
         )
         for subscription in self._subscriptions.values():
             session.subscribe(subscription.name, subscription.filters(self._since(subscription)))
@@ -290,7 +297,7 @@ class Relay:
         self._flush_scheduled = False
         session, socket = self._session, self._socket
         while session is not None and socket is not None and socket.stalled_since is None:
-            frames = session.take(_FLUSH_BYTES)
+            frames = session.take(_FLUSH_BYTES, _now())
             if not frames:
                 return
             socket.write_texts(frames)

@@ -95,6 +95,10 @@ class RelayPool:
         while sum(relay.caught_up(name) for relay in self._relays.values()) < count:
             await self.changed()
 
+    def all_caught_up(self, name: str) -> bool:
+        """Whether every configured relay has sent its stored events of a subscription."""
+        return all(relay.caught_up(name) for relay in self._relays.values())
+
     async def changed(self) -> None:
         """Wait until the status of some relay or subscription changes."""
         if self._change is None:
@@ -105,6 +109,10 @@ class RelayPool:
     def any_connected(self) -> bool:
         """Whether some configured relay is connected."""
         return any(relay.connected for relay in self._relays.values())
+
+    def connected_urls(self) -> list[str]:
+        """Return the canonical URLs of the configured relays that are connected."""
+        return [url for url, relay in self._relays.items() if relay.connected]
 
     def states(self) -> tuple[RelayState, ...]:
         """Return the state of every configured relay, in the configured order."""

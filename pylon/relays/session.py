@@ -5,6 +5,8 @@ return, and writes what `take` gives. `now` is any monotonic clock in seconds; o
 
 AUTH: a challenge is answered at once. Whatever the relay refused for want of it (`auth-required:`) is parked and
 sent again, once per challenge, when the relay confirms, or after `auth_wait_s`, since some relays confirm nothing.
+
+Longer than other files: subscriptions, publishes and AUTH wait for each other, so they are one machine.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from pylon.nostr.messages import (
     parse_relay_message,
     req_frame,
 )
-from pylon.relays.answers import Answer, Verdict, read_verdict
+from pylon.relays.answers import Answer, AnswerOrder, Verdict, read_verdict
+from pylon.relays.pace import RelayPace
 from pylon.relays.state import Counters, PoolConfig, SubscriptionState, SubscriptionStatus
 from pylon.text import printable
 
@@ -90,6 +93,7 @@ class Session:
         rng: random.Random,
         counters: Counters | None = None,
         guest: bool = False,
+        pace: RelayPace | None = None,
     ) -> None:
         """A `guest` is a stranger's relay.
 
@@ -104,6 +108,7 @@ class Session:
         self._clock = clock
         self._rng = rng
         self._guest = guest
+        self._pace = pace
         self._auths_left = 0 if key is None else 1 if guest else MAX_AUTHS
         self._auth = _Auth.NONE
         self._auth_id = ""
@@ -114,8 +119,11 @@ class Session:
         self._unanswered: dict[str, _Unanswered] = {}  # ordered by sent_at
         self._parked: dict[str, str] = {}  # event ids that wait for AUTH, with the relay's words
         self._control: dict[str, bytes] = {}  # REQ, CLOSE, AUTH; a newer REQ replaces an unsent older one
-        self._events: deque[bytes] = deque()
+        self._events: deque[tuple[str, bytes]] = deque()  # ids and frames
         self._event_bytes = 0
+        self._order = AnswerOrder(2 * config.max_unanswered)
+        self._nameless = 0  # refusals without an id
+        self._too_late = False
         self._bad = 0.0
         self._ticked_at: float | None = None
 
@@ -147,10 +155,11 @@ class Session:
             len(self._unanswered) >= config.max_unanswered // share
             or len(self._events) >= config.queue_frames // share
             or self._event_bytes + len(frame) > config.queue_bytes // share
+            or (self._pace is not None and self._pace.is_full(len(self._events) * share))
         ):
             return False
         self._unanswered[event_id] = _Unanswered(frame, now, self._epoch)
-        self._queue_event(frame)
+        self._queue_event(event_id, frame)
         return True
 
     # --- what goes out ----------------------------------------------------------------------------------------
@@ -170,17 +179,30 @@ class Session:
         """How many events wait for their OK."""
         return len(self._unanswered)
 
-    def take(self, budget_bytes: int) -> list[bytes]:
-        """Return frames to write now, control frames first, until about `budget_bytes`."""
-        frames = list(self._control.values())
-        self._control.clear()
+    def take(self, budget_bytes: int, now: float = 0.0) -> list[bytes]:
+        """Return frames to write now, control frames first, until about `budget_bytes` or as the pace allows."""
+        pace = self._pace
+        frames = self._take_control(now)
         size = sum(map(len, frames))
-        while self._events and size < budget_bytes:
-            frame = self._events.popleft()
+        while self._events and size < budget_bytes and (pace is None or pace.message(now)):
+            event_id, frame = self._events.popleft()
+            self._order.sent(event_id)
             size += len(frame)
             self._event_bytes -= len(frame)
             self.counters.sent += 1
             frames.append(frame)
+        return frames
+
+    def _take_control(self, now: float) -> list[bytes]:
+        if self._pace is None:
+            frames = list(self._control.values())
+            self._control.clear()
+            return frames
+        frames = []
+        for name in list(self._control):
+            # A subscription that waits is replaced by a newer one of its name; nothing else waits for it.
+            if self._pace.subscription(now) if name.startswith("REQ ") else self._pace.message(now):
+                frames.append(self._control.pop(name))
         return frames
 
     # --- what the relay said ----------------------------------------------------------------------------------
@@ -232,6 +254,7 @@ class Session:
         for event_id in overdue:
             parked = self._parked.get(event_id)
             verdict = Verdict.NO_ANSWER if parked is None else Verdict.AUTH_REQUIRED
+            self._too_late = self._too_late or self._nameless > 0
             answers.append(self._give_up(event_id, verdict, parked or "no answer"))
         return answers
 
@@ -239,6 +262,12 @@ class Session:
     def hopeless(self) -> bool:
         """Whether the relay sent so many frames that mean nothing that the connection should end."""
         return self._bad > self._config.max_bad_frames
+
+    @property
+    def throttled(self) -> bool:
+        """Whether the relay, having refused events, answers too late: nostr-relay waits twice as long after each
+        refusal, and takes nothing meanwhile. A new connection starts afresh."""
+        return self._too_late
 
     @property
     def authenticated(self) -> bool:
@@ -260,8 +289,8 @@ class Session:
         self._control.pop(f"CLOSE {name}", None)
         self._control[f"REQ {name}"] = req_frame(name, subscription.filters).encode()
 
-    def _queue_event(self, frame: bytes) -> None:
-        self._events.append(frame)
+    def _queue_event(self, event_id: str, frame: bytes) -> None:
+        self._events.append((event_id, frame))
         self._event_bytes += len(frame)
 
     def _parse(self, frame: str | bytes) -> RelayMessage | None:
@@ -288,6 +317,9 @@ class Session:
         if event_id and event_id == self._auth_id:
             self._on_auth_ok(message, now)
             return None
+        if not event_id and not message.accepted:
+            self._nameless += 1
+        event_id = self._order.whose(message, auth_open=self._auth is _Auth.SENT)
         unanswered = self._unanswered.get(event_id)
         if unanswered is None:
             self.counters.drop("unknown-ok" if event_id else "empty-ok")
@@ -398,11 +430,13 @@ class Session:
         for event_id in list(self._parked):
             self._resend(event_id, now)
         for name, subscription in self._subscriptions.items():
-            if subscription.status is SubscriptionStatus.AUTH:
+            # What was asked before and is not answered may have been refused: some relays say so in a NOTICE alone.
+            waiting = subscription.status is SubscriptionStatus.WAITING and subscription.epoch < self._epoch
+            if waiting or subscription.status is SubscriptionStatus.AUTH:
                 self._request(name, subscription)
 
     def _resend(self, event_id: str, now: float) -> None:
         del self._parked[event_id]
         unanswered = self._unanswered.pop(event_id)
         self._unanswered[event_id] = _Unanswered(unanswered.frame, now, self._epoch)
-        self._queue_event(unanswered.frame)
+        self._queue_event(event_id, unanswered.frame)

@@ -33,7 +33,7 @@ _READ_HIGH_MESSAGES: Final = 64
 _READ_LOW_MESSAGES: Final = 16
 _MAX_FRAGMENTS: Final = 1024
 _MESSAGE_TOO_BIG: Final = 1009
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _silent = logging.getLogger("pylon.relays.websockets")
 _silent.disabled = True
@@ -155,7 +155,7 @@ class _Connect(connect):
 async def open_configured(url: str, config: PoolConfig, tls: ssl.SSLContext | None) -> RelaySocket:
     """Connect to a relay that the operator configured; proxies of the environment are used for remote ones."""
     target = parse_target(url, RELAY_SCHEMES)
-    proxy = None if target.host in _LOOPBACK else True
+    proxy = None if target.host in LOOPBACK else True
     return await _open(url, config, proxy=proxy, **({"ssl": tls} if target.secure and tls else {}))
 
 

@@ -28,6 +28,8 @@ class PoolConfig:
     queue_bytes: int = 4 * 1024 * 1024
     max_unanswered: int = 1024  # events sent to one relay and not yet answered
     stall_timeout_s: float = 20.0  # a relay that drains nothing for this long is disconnected
+    messages_per_s: int = 0  # written to one relay in any second, 0 for no limit
+    subscriptions_per_minute: int = 0  # REQs among them in any minute, 0 for no limit
     retry_min_s: float = 1.0
     retry_max_s: float = 60.0
     linger_s: float = 60.0  # how long the other relays are still tried once one has confirmed

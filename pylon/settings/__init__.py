@@ -4,6 +4,7 @@ Importing it loads pydantic (about 0.3 s): commands that must answer at once imp
 """
 
 from pylon.logs import LogFormat, LogLevel
+from pylon.settings.announce import AnnounceSettings, ProfileMode
 from pylon.settings.errors import SettingsError
 from pylon.settings.load import LoadedSettings, Origin, OriginKind, load_settings
 from pylon.settings.model import (
@@ -13,6 +14,7 @@ from pylon.settings.model import (
     JobsSettings,
     LogSettings,
     Network,
+    NexusSettings,
     PaymentMode,
     PaymentSettings,
     RelaysSettings,
@@ -30,6 +32,7 @@ from pylon.settings.offers import (
 )
 
 __all__ = [
+    "AnnounceSettings",
     "BackendSettings",
     "DaemonSettings",
     "EchoBackendSettings",
@@ -43,12 +46,14 @@ __all__ = [
     "LogSettings",
     "ModelSettings",
     "Network",
+    "NexusSettings",
     "OllamaBackendSettings",
     "OpenAIBackendSettings",
     "Origin",
     "OriginKind",
     "PaymentMode",
     "PaymentSettings",
+    "ProfileMode",
     "RelaysSettings",
     "Settings",
     "SettingsError",

@@ -10,12 +10,14 @@ import re
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 from pydantic import SecretStr
 from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import Array
 
 from pylon.paths import FolderError, private_folder
 from pylon.settings.errors import SettingsError, find_field, is_secret, unknown_key
@@ -115,10 +117,27 @@ def _edited(text: str, location: tuple[str | int, ...], value: Any, path: Path) 
             if isinstance(part, str) and part not in table:
                 table[part] = tomlkit.table()
             table = table[part]
-        table[location[-1]] = value
+        held = table.get(location[-1])
+        if isinstance(held, Array) and isinstance(value, list):
+            _change_list(held, value)
+        else:
+            table[location[-1]] = value
         return tomlkit.dumps(document)
     except TOMLKitError as error:
         raise SettingsError("", f"cannot be edited: {error}", place=str(path)) from None
+
+
+def _change_list(held: Array, wanted: list[Any]) -> None:
+    """Make a list hold what is wanted, touching what differs only: there may be comments between its items."""
+    changes = SequenceMatcher(None, list(held), wanted, autojunk=False).get_opcodes()
+    for _, start, end, wanted_start, wanted_end in reversed([each for each in changes if each[0] != "equal"]):
+        kept = min(end - start, wanted_end - wanted_start)
+        for offset in range(kept):
+            held[start + offset] = wanted[wanted_start + offset]
+        for at in reversed(range(start + kept, end)):
+            del held[at]
+        for offset, value in enumerate(wanted[wanted_start + kept : wanted_end]):
+            held.insert(start + kept + offset, value)
 
 
 def _with_line(text: str, location: tuple[str | int, ...]) -> str:

@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pylon.logs import LogFormat, LogLevel
+from pylon.settings.announce import AnnounceSettings
 from pylon.settings.offers import BackendSettings, ModelSettings
 from pylon.settings.values import (
     KeyFault,
@@ -81,6 +82,18 @@ class RelaysSettings(Section):
     )
     publish_timeout_s: Number = Field(
         default=10.0, ge=1, le=120, description="How long a relay may take to answer an event."
+    )
+    messages_per_s: Whole = Field(
+        default=45,
+        ge=0,
+        le=100_000,
+        description="Messages sent to a relay in any second; 0 for no limit. Off with relays on this machine only.",
+    )
+    subscriptions_per_minute: Whole = Field(
+        default=55,
+        ge=0,
+        le=100_000,
+        description="Subscriptions among them in any minute; likewise.",
     )
     max_event_bytes: Whole = Field(
         default=65_536, ge=4_096, le=1_048_576, description="The size within which our own events are kept."
@@ -299,6 +312,17 @@ class DaemonSettings(Section):
     )
 
 
+class NexusSettings(Section):
+    """The Nexus that `pylon nexus` asks; its relay is one of `relays.urls`."""
+
+    url: WebUrl = Field(
+        default="https://nexus.openagents.com",
+        description="Where its statistics are read.",
+        json_schema_extra={"allowed": "an http:// or https:// URL"},
+    )
+    timeout_s: Number = Field(default=10.0, ge=0.1, le=120, description="How long it may take to answer.")
+
+
 class LogSettings(Section):
     """What is logged, to standard error."""
 
@@ -323,14 +347,16 @@ class Settings(BaseSettings):
         validate_default=False,
     )
 
-    name: Name = Field(default="pylon", description="The name of this pylon, in its log.")
+    name: Name = Field(default="pylon", description="The name of this pylon, in its log and for customers.")
     relays: RelaysSettings = RelaysSettings()
     identity: IdentitySettings = IdentitySettings()
     payment: PaymentSettings = PaymentSettings()
     wallet: WalletSettings = WalletSettings()
     jobs: JobsSettings = JobsSettings()
     intake: IntakeSettings = IntakeSettings()
+    announce: AnnounceSettings = AnnounceSettings()
     daemon: DaemonSettings = DaemonSettings()
+    nexus: NexusSettings = NexusSettings()
     log: LogSettings = LogSettings()
     backends: Annotated[tuple[BackendSettings, ...], Tables] = Field(default=(), max_length=64)
     models: Annotated[tuple[ModelSettings, ...], Tables] = Field(default=(), max_length=256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Sec
 from pylon.net.urls import DialRefused, parse_target
 
 _RELAY_SCHEMES: Final = frozenset({"ws", "wss"})
+_ADDRESS_NAME: Final = re.compile(r"[a-z0-9._+-]{1,64}", re.ASCII | re.IGNORECASE)
+_ADDRESS_HOST: Final = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)*(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
 
 
 class KeyFault(ValueError):
@@ -105,6 +108,25 @@ def _kinds(values: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(values))
 
 
+def _image_url(value: str) -> str:
+    if not value.isprintable() or " " in value:
+        raise ValueError("a URL has no spaces and no control characters")
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        raise ValueError("not a URL") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not an http:// or https:// URL with a host")
+    return value
+
+
+def _lightning_address(value: str) -> str:
+    name, at, host = value.partition("@")
+    if not (at and _ADDRESS_NAME.fullmatch(name) and _ADDRESS_HOST.fullmatch(host)):
+        raise ValueError("not a Lightning address")
+    return value
+
+
 def _file_path(value: Path) -> Path:
     expanded = value.expanduser()
     if not expanded.is_absolute():
@@ -133,8 +155,18 @@ Names = Annotated[tuple[Name, ...], BeforeValidator(_listed)]
 Kinds = Annotated[tuple[Whole, ...], BeforeValidator(_listed), AfterValidator(_kinds)]
 """Job kinds that Pylon can sell, each once."""
 
+
+Prose = Annotated[str, StringConstraints(max_length=1_000)]
+"""A text of at most 1,000 characters."""
+
 WebUrl = Annotated[str, AfterValidator(_web_url)]
 """An http or https base URL."""
+
+ImageUrl = Annotated[str, StringConstraints(max_length=512), AfterValidator(_image_url)]
+"""An http or https URL of an image."""
+
+LightningAddress = Annotated[str, StringConstraints(max_length=128), AfterValidator(_lightning_address)]
+"""A Lightning address, as in `lud16`: name@host."""
 
 RelayUrls = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_relay_urls)]
 """Relay URLs, normalised, each once."""

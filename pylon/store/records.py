@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+CURSOR_MARK: Final = "cursor "
+"""Begins the names of the marks that hold, for each relay, until when (unix seconds) it was read."""
+
 
 class Work(StrEnum):
     """How far the work of a job is."""

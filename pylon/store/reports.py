@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, create_engine, literal_column, select
+from sqlalchemy import Column, Connection, Table, create_engine, func, literal_column, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from pylon.store import schema
 from pylon.store.errors import StoreUnavailable
-from pylon.store.records import Attempt, InvoiceRow, Job, JournalEntry, Money, Work
+from pylon.store.records import CURSOR_MARK, Attempt, InvoiceRow, Job, JournalEntry, Money, Work
 from pylon.store.rows import ATTEMPT_COLUMNS, INVOICE_COLUMNS, JOB_COLUMNS, attempt_of, invoice_of, job_of
 
 
@@ -53,6 +53,12 @@ class Reports:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._engine = create_engine(f"sqlite:///file:{path}?mode=ro&uri=true", poolclass=NullPool)
+
+    def marks(self) -> dict[str, int]:
+        """Return the marks by name."""
+        query = select(schema.marks.c.name, schema.marks.c.value)
+        with self._connect() as connection:
+            return {str(row[0]): int(row[1]) for row in connection.execute(query)}
 
     def jobs(self, *, work: Work | None, money: Money | None, limit: int, after: str | None) -> list[Job]:
         """Return jobs, newest first; `after` is the id of the last one already seen."""
@@ -136,6 +142,15 @@ class Reports:
                 Takings(row[0], row[1], row[2], Work(row[3]), Money(row[4]), *row[5:])
                 for row in connection.execute(query)
             ]
+
+    def last_active_at(self) -> int | None:
+        """Return when (unix seconds) the daemon last did or read anything, None if never."""
+        marks = schema.marks
+        newest_mark = select(func.max(marks.c.value)).where(marks.c.name.startswith(CURSOR_MARK))
+        with self._connect() as connection:
+            entry = connection.execute(select(func.max(schema.journal.c.at))).scalar()
+            mark = connection.execute(newest_mark).scalar()
+        return max((int(at) for at in (entry, mark) if at is not None), default=None)
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:

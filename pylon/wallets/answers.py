@@ -42,6 +42,10 @@ class Fields:
             raise BadAnswer(f"a {name} that is not 64 hex digits")
         return value
 
+    def digest_or_none(self, name: str) -> str | None:
+        """Return 64 lower-case hex digits, None when null or missing."""
+        return None if self._value.get(name) is None else self.digest(name)
+
     def number(self, name: str, most: int = MAX_MSATS) -> int:
         """Return a whole number from 0 to `most`."""
         value = self._value.get(name)

@@ -176,6 +176,7 @@ class FakeWallet:
                 state=answer.state("state"),
                 amount_msats=answer.number("amount_msats"),
                 fee_msats=answer.number("fee_msats"),
+                preimage=answer.digest_or_none("preimage"),
             )
 
         return await self._ask("POST", "/v1/payments", read, body=body, mutating=True)

@@ -95,7 +95,7 @@ def test_bare_command_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["statsu"], "No such command 'statsu'. Did you mean 'status'"),
-        (["status", "--fast"], "No such option: --fast (see: pylon status --help)"),
+        (["status", "--quick"], "No such option: --quick (see: pylon status --help)"),
         (["status", "\x1b[31mred"], "\\x1b[31mred"),
         (["jobs", "list", "--limit", "0"], "--limit"),
         (["jobs", "list", "--work", "sleeping"], "--work"),

@@ -27,7 +27,7 @@ from pylon.control.client import (
 )
 from pylon.control.server import ControlLimits, ControlSocketError, control_socket, serve_control
 from pylon.control.views import EarningsBy, JobsQuery
-from tests.support.control_views import JOBS, NASTY, PLAINTEXT, STATUS, FakeViews
+from tests.support.control_views import ANNOUNCED, JOBS, NASTY, PLAINTEXT, STATUS, FakeViews
 
 T = TypeVar("T")
 
@@ -89,6 +89,9 @@ async def test_every_question_comes_back_as_the_same_values(path: Path) -> None:
         cancelled = await off_loop(lambda: client.cancel_job(JOBS[0].id))
         assert (cancelled.work, cancelled.money) == ("cancelled", "refund_due")
         assert views.cancelled == [JOBS[0].id]
+        assert await off_loop(client.announcement) == ANNOUNCED
+        assert (await off_loop(client.publish_announcement)).confirmed_by == "wss://relay.one"
+        assert (await off_loop(client.withdraw_announcement)).state == "withdrawn"
         await off_loop(client.request_stop)
         assert views.stop_requested.is_set()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pylon.customer import conversation as module
 from pylon.customer.conversation import Conversation, Drop
-from pylon.customer.updates import Failed, Partial, PaymentRequired, Processing, Result, Success, Update
+from pylon.customer.updates import Failed, Partial, PaymentRequired, Processing, Remark, Result, Success, Update
 from pylon.nostr.event import Draft, Event
 from pylon.nostr.keys import SecretKey, encode_npub
 from pylon.nostr.nip90 import BadRequest, Denial, ErrorPrefix, FeedbackStatus
@@ -150,6 +150,19 @@ def test_replies_to_other_requests_and_other_kinds_are_unrelated() -> None:
     assert talk.hear(ADDRESSED) is Drop.UNRELATED
     assert talk.hear(signed(Draft(7000, "", (("e", ADDRESSED.id),)), PROVIDER)) is Drop.MALFORMED
     assert talk.dropped == {Drop.UNRELATED: 3, Drop.MALFORMED: 1}
+
+
+def test_a_status_that_nip90_does_not_know_is_a_remark() -> None:
+    talk = Conversation(ADDRESSED)
+    about = ("e", ADDRESSED.id)
+    who = PROVIDER.public_hex
+    long = Draft(7000, "", (("status", "x" * 500, "y" * 5000), about))
+    assert talk.hear(signed(long, PROVIDER)) == Remark(who, "x" * 64, "y" * 1024)
+    said = Draft(7000, "two jobs before you", (("status", " Queued "), about))
+    assert talk.hear(signed(said, PROVIDER)) == Remark(who, "Queued", "two jobs before you")
+    assert talk.hear(signed(said, STRANGER)) is Drop.STRANGER
+    assert talk.hear(signed(Draft(7000, "", (("status", " "), about)), PROVIDER)) is Drop.MALFORMED
+    assert talk.hear(signed(Draft(7000, "", (("status", "queued"),)), PROVIDER)) is Drop.MALFORMED
 
 
 def test_a_conversation_is_about_a_job_request() -> None:

@@ -372,6 +372,25 @@ async def test_rubbish_is_counted_and_too_much_of_it_ends_the_connection() -> No
         assert run.state.dropped["binary"] >= 30
 
 
+async def test_a_relay_that_answers_ever_later_after_a_refusal_is_connected_to_anew() -> None:
+    async def script(peer: Peer) -> None:
+        if peer.number == 0:  # as nostr-relay does: no id, and then it is silent for longer and longer
+            await peer.get("EVENT")
+            await peer.ok("", False, "invalid: 280 characters should be enough for anybody")
+            await silent(peer)
+        else:
+            await polite(peer)
+
+    async with scripted_relay(script) as relay, running_pool(relay.url, publish_timeout_s=0.3) as run:
+        run.deliver(event("too long"))
+        run.deliver(event("short"))
+        await until(lambda: run.heard.confirmed_by.keys() == {event("short").id})
+        assert run.heard.gave.keys() == {event("too long").id}
+        assert "280 characters" in run.heard.gave[event("too long").id]
+        assert run.state.last_error == "slow: the relay answers ever later since it refused an event"
+        assert relay.connections == 2
+
+
 async def test_invalid_utf8_costs_only_that_connection() -> None:
     async def script(peer: Peer) -> None:
         await peer.get("REQ")

@@ -7,6 +7,7 @@ import random
 from functools import cache
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -298,6 +299,22 @@ def test_a_relay_that_confirms_no_auth_is_believed_after_a_while() -> None:
     assert [frame[0] for frame in sent(one)] == ["EVENT"]
 
 
+def test_a_request_refused_in_a_notice_alone_is_asked_again_after_auth() -> None:
+    """As nostr-relay does: a challenge on connect, a NOTICE for the REQ that was faster, and no OK for the AUTH."""
+    one = session(auth_wait_s=1.0)
+    one.subscribe("requests", [{}])
+    one.subscribe("answered", [{}])
+    say(one, "AUTH", "c1")
+    assert [frame[0] for frame in sent(one)] == ["REQ", "REQ", "AUTH"]
+    say(one, "NOTICE", "restricted: permission denied")
+    say(one, "EOSE", "answered")
+    one.tick(1.0)
+    assert sent(one) == [["REQ", "requests", {}]]
+    assert say(one, "EOSE", "requests") is not None
+    one.tick(9.0)
+    assert sent(one) == []
+
+
 def test_an_auth_refused_ends_what_waited_for_it() -> None:
     one = session()
     one.subscribe("requests", [{}])
@@ -468,3 +485,73 @@ def test_nothing_a_relay_sends_raises_or_grows(incoming: list[tuple[str | bytes,
         assert [state.name for state in one.subscriptions()] == ["requests"]
     assert len(one.counters.dropped) <= 12
     assert one.counters.last_notice.isprintable() or not one.counters.last_notice
+
+
+# --- OKs without an id ----------------------------------------------------------------------------------------
+
+
+def publish_all(to: Session, *texts: str) -> None:
+    for text in texts:
+        publish(to, event(text))
+    sent(to)
+
+
+def test_a_refusal_without_an_id_is_of_the_oldest_unanswered_event() -> None:
+    one = session()
+    publish_all(one, "a", "b", "c")
+    assert say(one, "OK", event("a").id, True, "").verdict is Verdict.ACCEPTED
+    assert say(one, "OK", "", False, "invalid: too long") == Answer(
+        event("b").id, Verdict.INVALID, "invalid: too long"
+    )
+    assert say(one, "OK", event("c").id, True, "").verdict is Verdict.ACCEPTED
+    assert (one.unanswered, one.counters.dropped) == (0, {})
+
+
+def test_a_late_refusal_without_an_id_is_not_taken_for_the_next_events() -> None:
+    one = session(publish_timeout_s=10.0)
+    publish_all(one, "a")
+    one.tick(10.0)
+    publish(one, event("b"), now=11.0)
+    sent(one)
+    assert say(one, "OK", "", False, "invalid: too long") is None
+    assert one.unanswered == 1
+    assert say(one, "OK", "", False, "invalid: too long").event_id == event("b").id
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param([("b", True)], id="answered-out-of-order"),
+        pytest.param([("", True)], id="accepted-without-an-id"),
+    ],
+)
+def test_where_the_order_says_nothing_nobody_guesses(before: list[tuple[str, bool]]) -> None:
+    one = session()
+    publish_all(one, "a", "b", "c")
+    for text, accepted in before:
+        say(one, "OK", event(text).id if text else "", accepted, "")
+    unanswered = one.unanswered
+    assert say(one, "OK", "", False, "invalid: too long") is None
+    assert one.unanswered == unanswered
+
+
+def test_a_refusal_without_an_id_may_be_of_an_open_auth() -> None:
+    one = session()
+    publish_all(one, "a")
+    say(one, "AUTH", "c1")
+    auth_of(sent(one))
+    assert say(one, "OK", "", False, "invalid: wrong domain") is None
+    assert one.unanswered == 1
+
+
+def test_a_relay_that_answers_too_late_after_a_refusal_is_throttling() -> None:
+    throttled = []
+    for refusals in (0, 1):
+        one = session(publish_timeout_s=10.0)
+        publish_all(one, "a", "b")
+        for _ in range(refusals):
+            say(one, "OK", "", False, "invalid: too long")
+        throttled.append(one.throttled)
+        one.tick(10.0)
+        throttled.append(one.throttled)
+    assert throttled == [False, False, False, True], "one that refused nothing is slow: a new connection is no help"

@@ -9,6 +9,7 @@ import anyio
 
 from pylon.control.views import (
     Ambiguous,
+    AnnouncementView,
     AttemptLine,
     BackendLine,
     BooksLine,
@@ -78,6 +79,7 @@ JOBS = tuple(
     for number in (1, 2, 3)
 )
 TWIN = replace(JOBS[0], id=JOBS[0].id[:-2] + "ff")
+ANNOUNCED = AnnouncementView("announced", ('{"kind":31990}',))
 PLAINTEXT = '{"content":"the secret prompt"}'
 
 
@@ -128,6 +130,19 @@ class FakeViews:
         self.asked.append((since, by))
         rows = (EarningsRow(NASTY, 2, STATUS.books),) if by != EarningsBy.TOTAL else ()
         return EarningsView(EarningsBy(by), 2, STATUS.books, since, rows)
+
+    def announcement(self) -> AnnouncementView:
+        return ANNOUNCED
+
+    async def publish_announcement(self) -> AnnouncementView:
+        await self._trouble()
+        self.asked.append("publish")
+        return replace(ANNOUNCED, confirmed_by="wss://relay.one")
+
+    async def withdraw_announcement(self) -> AnnouncementView:
+        await self._trouble()
+        self.asked.append("withdraw")
+        return AnnouncementView("withdrawn")
 
     def request_stop(self) -> None:
         self.stop_requested.set()

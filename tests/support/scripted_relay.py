@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 
 TIME_LIMIT_S = 10.0
 
@@ -80,11 +81,28 @@ async def silent(peer: Peer) -> None:
 
 
 @asynccontextmanager
-async def scripted_relay(script: Script = polite, *, port: int = 0) -> AsyncIterator[ScriptedRelay]:
+async def scripted_relay(
+    script: Script = polite, *, port: int = 0, document: str | None = None, date: str | None = None
+) -> AsyncIterator[ScriptedRelay]:
     """Run a relay that treats each connection with `script`; when the script returns, it hangs up.
 
-    A script's failed assertion fails the test at the end of the block.
+    `document` is what plain HTTP is answered with (NIP-11), `date` the Date header of every HTTP answer. A
+    script's failed assertion fails the test at the end of the block.
     """
+
+    def before(socket: ServerConnection, request: Request) -> Response | None:
+        if "Upgrade" in request.headers:
+            return None
+        assert request.headers["Accept"] == "application/nostr+json"
+        if document is None:
+            return dated(socket, request, socket.respond(404, "not here"))
+        return dated(socket, request, socket.respond(200, document))
+
+    def dated(_socket: ServerConnection, _request: Request, response: Response) -> Response:
+        if date is not None:
+            del response.headers["Date"]
+            response.headers["Date"] = date
+        return response
 
     scopes: set[anyio.CancelScope] = set()
 
@@ -103,7 +121,10 @@ async def scripted_relay(script: Script = polite, *, port: int = 0) -> AsyncIter
             scopes.discard(scope)
             socket.transport.abort()  # the end of a script is the end of the connection, even a stalled one
 
-    async with serve(handle, "127.0.0.1", port, compression=None, close_timeout=0.2) as server:
+    options: dict[str, Any] = {"compression": None, "close_timeout": 0.2}
+    async with serve(
+        handle, "127.0.0.1", port, process_request=before, process_response=dated, **options
+    ) as server:
         (sock,) = server.sockets
         relay = ScriptedRelay(f"ws://127.0.0.1:{sock.getsockname()[1]}")
         yield relay

@@ -8,6 +8,7 @@ With the owner's token (`Authorization: Bearer …`):
 - `GET /v1/invoices?own_id=ID`, or `?since=SECONDS&after=NUMBER`, answers `{invoices, next}`, oldest first; `next`,
   when not null, is the `after` of the next page.
 - `POST /v1/payments` `{own_id, bolt11, max_fee_msats}` answers a payment; idempotent by `own_id`.
+  Its `preimage` is null when the invoice is another wallet's.
 - `GET /v1/balance` answers `{balance_msats, received_msats, paid_msats, fees_msats}`.
 - `GET /v1/settlements` streams one JSON object `{payment_hash, amount_msats, settled_at}` a line; empty lines keep
   the connection alive.
@@ -147,6 +148,7 @@ class FakeWalletApp:
                 "state": "settled",
                 "amount_msats": payment.amount_msats,
                 "fee_msats": payment.fee_msats,
+                "preimage": payment.preimage,
             }
         )
 

@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -103,12 +103,16 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class PaymentRecord:
-    """One payment that the owner made; `settled` is the own invoice that it settled, if it was one."""
+    """One payment that the owner made; `settled` is the own invoice that it settled, if it was one.
+
+    The preimage is known of own invoices only: what lies beyond this wallet is not simulated.
+    """
 
     own_id: str
     payment_hash: str
     amount_msats: int
     fee_msats: int
+    preimage: str | None = field(default=None, repr=False)
     settled: InvoiceRecord | None = None
 
 
@@ -232,7 +236,9 @@ class Ledger:
             self._enter("paid", facts.payment_hash, amount_msats)
             self._enter("fee", facts.payment_hash, fee_msats)
             settled = None if invoice is None else self._settle(invoice, short=False)
-            return PaymentRecord(own_id, facts.payment_hash, amount_msats, fee_msats, settled)
+            done = self._payment(own_id)
+            assert done is not None
+            return replace(done, settled=settled)
 
     def totals(self) -> Totals:
         """Return the sums of all entries."""
@@ -291,7 +297,9 @@ class Ledger:
 
     def _payment(self, own_id: str) -> PaymentRecord | None:
         row = self._db.execute(
-            "SELECT own_id, payment_hash, amount_msats, fee_msats FROM payments WHERE own_id = ?", (own_id,)
+            "SELECT payments.own_id, payment_hash, payments.amount_msats, fee_msats, preimage"
+            " FROM payments LEFT JOIN invoices USING (payment_hash) WHERE payments.own_id = ?",
+            (own_id,),
         ).fetchone()
         return None if row is None else PaymentRecord(*row)
 

@@ -1,0 +1,67 @@
+"""`pylon doctor`: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from pylon.cli.context import CliContext
+from pylon.cli.layout import Cell, Colour, Screen
+from pylon.cli.output import EXIT_FAILED, say, say_json
+
+if TYPE_CHECKING:
+    from pylon.doctor.findings import Finding
+
+_COLOURS: Final = {"ok": Colour.GOOD, "warn": Colour.WARN, "fail": Colour.BAD}
+
+
+def command(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Try everything that selling needs, and say what is wrong and how to fix it.
+
+    Settings, identity, folders, disk, database, daemon, relays, clock, backends (a real token each), wallet. It
+    changes nothing, runs with and without the daemon, and takes 15 seconds at most. Exit code 1 on any fail.
+    """
+    import time
+
+    from pylon.cli.loop import run_on_time
+    from pylon.doctor.examine import examine, worst
+    from pylon.doctor.findings import Level
+
+    context: CliContext = ctx.obj
+    file = config.expanduser() if config else None
+
+    async def run() -> tuple[Finding, ...]:
+        return await examine(context.paths, clock=time.time, config=file)
+
+    findings = run_on_time(run)
+    level = worst(findings)
+    if json:
+        rows = [{"level": each.level, "check": each.check, "what": each.what, "fix": each.fix} for each in findings]
+        say_json({"level": level, "findings": rows})
+    else:
+        screen = Screen()
+        show(findings, screen)
+        say(screen.text())
+    return EXIT_FAILED if level is Level.FAIL else 0
+
+
+def show(findings: Sequence[Finding], screen: Screen) -> None:
+    """Put findings on the screen, the fix under what it fixes. Their texts are printable already."""
+    width = max((len(each.check) for each in findings), default=0)
+    for each in findings:
+        mark = Cell(f"{each.level:<4}", _COLOURS[each.level])
+        screen.table([[mark, Cell(f"{each.check:<{width}}"), Cell(each.what)]])
+        if each.fix:
+            screen.table([[Cell("    "), Cell(" " * width), Cell(f"-> {each.fix}", Colour.DIM)]])
+    counts = {level: sum(each.level == level for each in findings) for level in _COLOURS}
+    screen.line()
+    screen.line(f"{counts['ok']} ok, {counts['warn']} to look at, {counts['fail']} failed")

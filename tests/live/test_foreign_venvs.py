@@ -1,0 +1,71 @@
+"""How the programs that we did not write are installed: whole or not at all, and said so. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import foreign_venvs
+from tests.support.foreign_venvs import NOSTR_RELAY, foreign_python
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYLON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "prefix"))
+    return tmp_path / "cache"
+
+
+def pip(monkeypatch: pytest.MonkeyPatch, *, fails: bool) -> None:
+    """Let the environment be made, with an interpreter that does nothing, and pip work or fail."""
+
+    def run(command: list[str | Path], **_: Any) -> None:
+        if command[1:3] == ["-m", "venv"]:
+            (Path(command[3]) / "bin").mkdir()
+            (Path(command[3]) / "bin" / "python").touch()
+        elif fails:
+            raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_a_missing_environment_is_one_sentence_that_says_what_to_do(cache: Path) -> None:
+    with pytest.raises(AssertionError) as error:
+        foreign_python(NOSTR_RELAY)
+    said = str(error.value)
+    assert str(cache / "venvs" / "nostr-relay-1.14") in said
+    assert "run `make test-live`" in said
+    assert "\n" not in said
+
+
+def test_what_is_installed_is_found_and_not_made_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pip(monkeypatch, fails=False)
+    assert foreign_venvs.main() == 0
+    assert foreign_python(NOSTR_RELAY) == cache / "venvs" / "nostr-relay-1.14" / "bin" / "python"
+    assert sorted(path.name for path in (cache / "venvs").iterdir()) == ["nostr-dvm-1.1.8", "nostr-relay-1.14"]
+    capsys.readouterr()
+    assert foreign_venvs.main() == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_failed_installation_leaves_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pip(monkeypatch, fails=True)
+    assert foreign_venvs.main() == 1
+    assert list((cache / "venvs").iterdir()) == []
+    assert "nostr-relay 1.14 could not be installed" in capsys.readouterr().err
+
+
+def test_without_a_cache_they_lie_in_the_projects_own_environment(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.write_text("no folder")
+    pip(monkeypatch, fails=False)
+    assert foreign_venvs.main() == 0
+    assert foreign_python(NOSTR_RELAY).is_relative_to(tmp_path / "prefix" / "foreign")
