@@ -12,6 +12,7 @@ from pylon.jobs import facts
 from pylon.jobs.announcement import AnnounceConfig, ProfileMode
 from pylon.jobs.cashier import CashierConfig
 from pylon.jobs.catalogue import Offer, Route
+from pylon.jobs.credit import Credit, CreditRules
 from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
 from pylon.jobs.lifecycle import Rules
@@ -41,11 +42,11 @@ def check_startable(settings: Settings) -> None:
         raise SettingsError(
             "models", "nothing is declared for sale: add [[backends]] and [[models]] (pylon init proposes them)"
         )
-    if settings.payment.mode is not PaymentMode.PREPAY:
+    if settings.payment.mode is PaymentMode.FREE:
         return
     out = "connect a wallet ([wallet] in pylon.toml), give the work away (--free), or try the market (pylon demo)"
     if settings.wallet.kind is WalletKind.NONE:
-        raise SettingsError("payment.mode", f"work is to be prepaid and no wallet is connected: {out}")
+        raise SettingsError("payment.mode", f"work is to be paid and no wallet is connected: {out}")
     if settings.wallet.kind is WalletKind.FAKE and not all(_is_local(url) for url in settings.relays.urls):
         raise SettingsError("wallet.kind", f"the fake wallet takes play money and the relays are public: {out}")
 
@@ -177,6 +178,7 @@ def make_recorder_config(settings: Settings) -> RecorderConfig:
         retain_plaintext_s=jobs.retain_plaintext_s,
         delivery_timeout_s=jobs.delivery_timeout_s,
         invoice_expiry_s=payment.invoice_expiry_s,
+        limit_bytes=settings.relays.max_event_bytes,
         success_feedback=jobs.success_feedback,
         relay_hint=settings.relays.urls[0],
     )
@@ -203,6 +205,21 @@ def make_intake_config(settings: Settings, mode: facts.Mode) -> IntakeConfig:
         limit_bytes=settings.relays.max_event_bytes,
         customer_relays=settings.relays.customer_relays_per_job,
         relay_hint=settings.relays.urls[0],
+    )
+
+
+def make_credit(settings: Settings) -> Credit | None:
+    """Return who keeps account of the customers' credit; None where none is given."""
+    payment = settings.payment
+    if payment.mode is not PaymentMode.POSTPAY:
+        return None
+    return Credit(
+        CreditRules(
+            credit_msats=payment.credit_msats,
+            history_percent=payment.credit_history_percent,
+            max_credit_msats=payment.credit_max_msats,
+            daily_msats=payment.credit_daily_msats,
+        )
     )
 
 
@@ -239,6 +256,7 @@ def make_cashier_config(settings: Settings) -> CashierConfig:
     """Return what the till needs."""
     return CashierConfig(
         network=settings.wallet.network.value,
+        invoice_expiry_s=settings.payment.invoice_expiry_s,
         invoice_grace_s=settings.payment.invoice_grace_s,
         lookup_min_s=settings.payment.lookup_min_s,
         lookup_max_s=settings.payment.lookup_max_s,

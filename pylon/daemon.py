@@ -40,7 +40,7 @@ from pylon.nostr.messages import Filter
 from pylon.paths import Paths, private_folder
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import OutboxPublisher
-from pylon.settings import LoadedSettings, PaymentMode, Settings
+from pylon.settings import LoadedSettings, Settings
 from pylon.store.records import CURSOR_MARK, ENDED
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
@@ -119,7 +119,7 @@ class Daemon:
         self._stop = anyio.Event()
         self._stop_at_once = anyio.Event()
         rng = random.Random()  # noqa: S311 - jitter, not secrets
-        mode = facts.Mode.FREE if settings.payment.mode is PaymentMode.FREE else facts.Mode.PREPAY
+        mode = facts.Mode(settings.payment.mode.value)
         offers = assembly.make_offers(settings)
         catalogue = Catalogue(offers)
         self._kinds = sorted(catalogue.kinds)
@@ -137,6 +137,7 @@ class Daemon:
         if wallet is not None:
             config = assembly.make_cashier_config(settings)
             self._cashier = Cashier(engine, wallet, config, clock, rng, runner.eta_s)
+        credit = assembly.make_credit(settings)
         intake = Intake(
             engine,
             runner,
@@ -147,8 +148,9 @@ class Daemon:
             assembly.make_intake_config(settings, mode),
             clock,
             payable=lambda: None if _is_payable(wallet) else "the wallet does not answer",
+            credit=credit,
         )
-        engine.plug_in(runner, self._cashier, self._publisher)
+        engine.plug_in(runner, self._cashier, self._publisher, credit)
         self._announcer = ears.announcer = self._door.announcer = Announcer(
             assembly.make_announce_config(settings),
             offers,
@@ -157,7 +159,7 @@ class Daemon:
             engine,
             clock,
             states=lambda: {name: backend.state() for name, backend in backends.items()},
-            paused=lambda: intake.paused is not None or (mode is facts.Mode.PREPAY and not _is_payable(wallet)),
+            paused=lambda: intake.paused is not None or (mode is not facts.Mode.FREE and not _is_payable(wallet)),
             connected=self.pool.connected_urls,
             all_found=lambda: self.pool.all_caught_up(_OWN),
         )

@@ -19,6 +19,7 @@ from pylon.jobs import facts
 from pylon.jobs.announcement import AnnounceConfig
 from pylon.jobs.cashier import CashierConfig
 from pylon.jobs.catalogue import Offer
+from pylon.jobs.credit import Credit, CreditRules
 from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
 from pylon.jobs.ports import Backend, Wallet
@@ -69,6 +70,17 @@ def test_prepaid_without_a_wallet_it_does_not_start_and_names_three_ways_out(rel
     said = refusal(**SELLS, relays=relays)
     for way_out in ("connect a wallet", "--free", "pylon demo"):
         assert way_out in said
+
+
+def test_on_credit_too_it_does_not_start_without_a_wallet_or_for_play_money_in_public() -> None:
+    payment = {"mode": "postpay"}
+    assert "connect a wallet" in refusal(**SELLS, relays=LOCAL, payment=payment)
+    assert "play money" in refusal(**SELLS, wallet=FAKE, relays=PUBLIC, payment=payment)
+
+
+@pytest.mark.parametrize("mode", ["prepay", "free"])
+def test_only_with_postpay_anybody_has_credit(mode: str) -> None:
+    assert assembly.make_credit(settings(payment={"mode": mode, "credit_msats": 1_000})) is None
 
 
 @pytest.mark.parametrize(
@@ -144,6 +156,7 @@ class Made:
     intake: IntakeConfig
     runner: RunnerConfig
     cashier: CashierConfig
+    credit: Credit | None
     announce: AnnounceConfig
 
 
@@ -160,6 +173,7 @@ def make(given: Settings, folder: Path) -> Made:
         intake=assembly.make_intake_config(given, facts.Mode.PREPAY),
         runner=assembly.make_runner_config(given),
         cashier=assembly.make_cashier_config(given),
+        credit=assembly.make_credit(given),
         announce=assembly.make_announce_config(given),
     )
 
@@ -207,6 +221,11 @@ EVERYTHING: dict[str, Any] = {
         "max_invoices_per_job": 4,
         "lookup_min_s": 3.0,
         "lookup_max_s": 31.0,
+        "mode": "postpay",
+        "credit_msats": 1_001,
+        "credit_history_percent": 11,
+        "credit_max_msats": 1_000_002,
+        "credit_daily_msats": 1_000_003,
     },
     "wallet": {**FAKE, "timeout_s": 16.0, "network": "regtest"},
     "jobs": {
@@ -317,6 +336,7 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
         lambda made: made.intake.limit_bytes,
         lambda made: made.runner.limit_bytes,
         lambda made: made.announce.limit_bytes,
+        lambda made: made.recorder.limit_bytes,
     ),
     "relays.customer_relays_per_job": (
         lambda made: made.pool.customer_relays_per_job,
@@ -324,13 +344,20 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     ),
     "relays.customer_relays_total": lambda made: made.pool.customer_relays_total,
     "relays.allow_private_hosts": lambda made: made.pool.allow_private_hosts,
-    "payment.invoice_expiry_s": lambda made: made.recorder.invoice_expiry_s,
+    "payment.invoice_expiry_s": (
+        lambda made: made.recorder.invoice_expiry_s,
+        lambda made: made.cashier.invoice_expiry_s,
+    ),
     "payment.invoice_grace_s": lambda made: made.cashier.invoice_grace_s,
     "payment.max_open_invoices": lambda made: made.intake.policy.max_open_invoices,
     "payment.max_open_invoices_per_customer": lambda made: made.intake.policy.max_open_invoices_per_customer,
     "payment.max_invoices_per_job": lambda made: made.recorder.rules.max_invoices,
     "payment.lookup_min_s": lambda made: made.cashier.lookup_min_s,
     "payment.lookup_max_s": lambda made: made.cashier.lookup_max_s,
+    "payment.credit_msats": lambda made: credit_rules(made).credit_msats,
+    "payment.credit_history_percent": lambda made: credit_rules(made).history_percent,
+    "payment.credit_max_msats": lambda made: credit_rules(made).max_credit_msats,
+    "payment.credit_daily_msats": lambda made: credit_rules(made).daily_msats,
     "wallet.kind": lambda made: made.wallet.name if made.wallet else None,
     "wallet.url": lambda made: wallet_config(made).url,
     "wallet.token": lambda made: wallet_config(made).token,
@@ -413,6 +440,11 @@ READ_ELSEWHERE = {
 def wallet_config(made: Made) -> FakeWalletConfig:
     assert made.wallet_config is not None
     return made.wallet_config
+
+
+def credit_rules(made: Made) -> CreditRules:
+    assert made.credit is not None
+    return made.credit._rules
 
 
 def every_setting() -> Iterator[str]:

@@ -136,12 +136,20 @@ FAULTS = [
         "FILE: relays.urls: the value has too few entries; allowed: 1 to 32 URLs that start with",
     ),
     ("[relays]\nurls = ['http://x']", "FILE: relays.urls: http://x does not start with ws:// or wss://; allowed: "),
-    ("[payment]\nmode = 'fre'", "FILE: payment.mode: 'fre' is unknown; allowed: prepay, free"),
+    ("[payment]\nmode = 'fre'", "FILE: payment.mode: 'fre' is unknown; allowed: prepay, postpay, free"),
     (
         "[payment]\ninvoice_expiry_s = 99.5",
         "FILE: payment.invoice_expiry_s: 99.5 is not a whole number; allowed: 30 to",
     ),
     ("[payment]\nlookup_min_s = 50", "FILE: payment.lookup_min_s: 50 is more than lookup_max_s"),
+    (
+        "[payment]\ncredit_msats = 1_000_001",
+        "FILE: payment.credit_msats: 1000001 is more than credit_max_msats",
+    ),
+    (
+        "[payment]\ncredit_msats = 3\ncredit_max_msats = 4\ncredit_daily_msats = 2",
+        "FILE: payment.credit_msats: 3 is more than credit_daily_msats",
+    ),
     (
         "[relays]\nbackoff_min_s = 50\nbackoff_max_s = 5",
         "FILE: relays.backoff_min_s: 50 is more than backoff_max_s",
@@ -211,7 +219,7 @@ def test_a_fault_of_the_environment_names_the_variable(tmp_path: Path) -> None:
 
 def test_a_fault_of_a_flag_names_only_the_key(tmp_path: Path) -> None:
     said = fault(tmp_path, flags={"payment.mode": "gratis"})
-    assert said == "payment.mode: 'gratis' is unknown; allowed: prepay, free"
+    assert said == "payment.mode: 'gratis' is unknown; allowed: prepay, postpay, free"
 
 
 def test_a_flag_reaches_into_an_array_and_leaves_its_neighbours(tmp_path: Path) -> None:

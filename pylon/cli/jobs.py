@@ -17,7 +17,7 @@ from pylon.store.records import Money, Work
 from pylon.text import printable
 
 _GOOD = frozenset({Work.DELIVERED, Money.SETTLED})
-_BAD = frozenset({Work.FAILED, Work.UNDELIVERABLE, Money.REFUND_DUE})
+_BAD = frozenset({Work.FAILED, Work.UNDELIVERABLE, Money.UNPAID, Money.REFUND_DUE})
 _HEX = frozenset("0123456789abcdef")
 _SHORT_ID = 12
 _REQUEST_LIMIT = 2_000_000

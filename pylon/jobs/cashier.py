@@ -42,6 +42,7 @@ _LOOKERS: Final = 8
 _LOOK_EVERY_S: Final = 0.2
 _LOOK_BACK_S: Final = 7 * 86_400
 _OVERLAP_S: Final = 3_600
+_WANTING: Final = frozenset({(Work.AWAITING_PAYMENT, Money.NONE), (Work.BILLING, Money.NONE)})
 _FORGOTTEN_AFTER: Final = 3  # so many look-ups in a row must say "unknown" before an invoice counts as lost
 
 
@@ -50,6 +51,7 @@ class CashierConfig:
     """What the till needs of the settings; times in seconds."""
 
     network: str = "bitcoin"
+    invoice_expiry_s: int = 600  # of an invoice for work that is done: counted from when it is made
     invoice_grace_s: int = 60
     min_expiry_s: int = 20
     lookup_min_s: float = 2.0
@@ -159,7 +161,10 @@ class Cashier:
         while (job := self._wanting(row)) is not None:
             try:
                 found = await self._wallet.find(row.own_id) if look_first else ()
-                invoice = found[0] if found else await self._ask(row)
+                if job.work is Work.BILLING:
+                    # Nobody has seen one that expired unheard of: another can be made, the work is done.
+                    found = tuple(each for each in found if each.expires_at > self._clock())
+                invoice = found[0] if found else await self._ask(job, row)
             except WalletRefused as error:
                 log.warning("wallet refuses an invoice", job=row.job_id, error=str(error))
                 refusal = facts.InvoiceRefused(row.own_id, "no invoice can be made: the wallet refuses")
@@ -180,12 +185,12 @@ class Cashier:
 
     def _wanting(self, row: InvoiceRow) -> Job | None:
         job = self._engine.open_jobs.get(row.job_id)
-        if job is None or (job.work, job.money) != (Work.AWAITING_PAYMENT, Money.NONE):
-            return None
-        return job
+        return job if job is not None and (job.work, job.money) in _WANTING else None
 
-    async def _ask(self, row: InvoiceRow) -> Invoice | None:
+    async def _ask(self, job: Job, row: InvoiceRow) -> Invoice | None:
         expiry_s = int(row.expires_at - self._clock())
+        if job.work is Work.BILLING:
+            expiry_s = self._config.invoice_expiry_s  # however long the wallet was away
         if expiry_s < self._config.min_expiry_s:
             return None
         request = InvoiceRequest(

@@ -91,6 +91,20 @@ class DeliverResult:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepOutput:
+    """Store the text of a result that waits for its invoice."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverBilled:
+    """Make the result of the stored text, with `invoice` if there is one, and publish it until a relay confirms."""
+
+    invoice: Invoice | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """Say `processing` once, live only."""
 
@@ -119,6 +133,8 @@ Effect = (
     | EndAttempt
     | StopWork
     | DeliverResult
+    | KeepOutput
+    | DeliverBilled
     | Announce
     | Say
 )

@@ -16,11 +16,14 @@ import anyio
 
 from pylon.jobs import effects as do
 from pylon.jobs import facts
+from pylon.jobs.credit import WINDOW_S, Credit
 from pylon.jobs.lifecycle import begin
 from pylon.jobs.openjobs import OpenJobs
+from pylon.jobs.policy import MAX_CUSTOMERS
 from pylon.jobs.ports import Clock, Publisher
 from pylon.jobs.recorder import NO_BOOKS, Moved, Recorder
 from pylon.jobs.textgen import TextJob
+from pylon.store.customers import earned_of_customers, postpaid_jobs
 from pylon.store.errors import AlreadyAccepted, StaleVersion, StoreUnavailable
 from pylon.store.records import (
     Books,
@@ -44,7 +47,7 @@ _PURGE_EVERY_S: Final = 30.0
 _PURGE_AT_ONCE: Final = 500
 _PURGE_PAUSE_S: Final = 0.2
 _PROBE_MARK: Final = "probe"
-_CAN_EXPIRE: Final = frozenset({Work.AWAITING_PAYMENT, Work.QUEUED, Work.RUNNING})
+_CAN_EXPIRE: Final = frozenset({Work.AWAITING_PAYMENT, Work.QUEUED, Work.RUNNING, Work.BILLING})
 
 
 class Workplace(Protocol):
@@ -85,6 +88,7 @@ class Engine:
         self._workplace: Workplace | None = None
         self._till: Till | None = None
         self._publisher: Publisher | None = None
+        self._credit: Credit | None = None
         self._stuck: deque[tuple[Callable[[Tx], Any], Callable[[Any], None]]] = deque()
         self._counts: Counter[tuple[Work, Money]] = Counter()
         self._open = OpenJobs()
@@ -130,9 +134,11 @@ class Engine:
 
     # --- start and run ----------------------------------------------------------------------------------------
 
-    def plug_in(self, workplace: Workplace, till: Till | None, publisher: Publisher) -> None:
-        """Connect those who carry effects out; before `resume`."""
-        self._workplace, self._till, self._publisher = workplace, till, publisher
+    def plug_in(
+        self, workplace: Workplace, till: Till | None, publisher: Publisher, credit: Credit | None = None
+    ) -> None:
+        """Connect those who carry effects out, and who keeps account of credit; before `resume`."""
+        self._workplace, self._till, self._publisher, self._credit = workplace, till, publisher, credit
 
     async def resume(self) -> None:
         """Load everything unfinished and tell it that the process restarted."""
@@ -148,6 +154,10 @@ class Engine:
         )
         self._counts = Counter(counts)
         self._books, self._dead_letters = books, dead_letters
+        if self._credit is not None:
+            now = int(self._clock())
+            paid = await self.query(lambda tx: earned_of_customers(tx, MAX_CUSTOMERS))
+            self._credit.load(paid, await self.query(lambda tx: postpaid_jobs(tx, now - WINDOW_S)), now)
         for job in jobs:
             self._open.put(job)
         for item in items:
@@ -306,6 +316,8 @@ class Engine:
         self._counts[(job.work, job.money)] += 1
         if moved.books is not NO_BOOKS:
             self._books += moved.books
+        if self._credit is not None:
+            self._credit.follow(job, moved.books.earned_msats)
         if job.purge_at is None:
             self._open.put(job)
         else:

@@ -16,6 +16,7 @@ class Mode(StrEnum):
 
     FREE = "free"
     PREPAY = "prepay"
+    POSTPAY = "postpay"
 
 
 class CancelledBy(StrEnum):
@@ -109,6 +110,16 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Metered:
+    """Attempt `attempt` of a postpaid job gave its text; by actual use it costs `price_msats`, never nothing."""
+
+    attempt: int
+    text: str
+    price_msats: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptFailed:
     """Attempt `attempt` failed. `retryable` is false when another attempt would fail the same way.
 
@@ -161,6 +172,7 @@ Fact = (
     | Rerouted
     | PartialSent
     | Output
+    | Metered
     | AttemptFailed
     | Confirmed
     | GaveUp

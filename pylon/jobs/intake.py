@@ -16,6 +16,7 @@ import structlog
 
 from pylon.jobs import facts
 from pylon.jobs.catalogue import Catalogue, Offer, promised_context
+from pylon.jobs.credit import Credit
 from pylon.jobs.engine import Engine
 from pylon.jobs.kinds import parse_job
 from pylon.jobs.policy import (
@@ -107,6 +108,7 @@ class Intake:
         config: IntakeConfig,
         clock: Clock,
         payable: Callable[[], str | None] = lambda: None,
+        credit: Credit | None = None,
     ) -> None:
         self._engine = engine
         self._runner = runner
@@ -117,6 +119,8 @@ class Intake:
         self._config = config
         self._clock = clock
         self._payable = payable
+        self._credit = credit
+        self._started_at = int(clock())
         self._fitting_tokens = max_output_text_bytes(config.limit_bytes) // OUTPUT_BYTES_PER_TOKEN
         self._seen = SeenIds()
         self._customers = RateLimiter(config.policy.requests_per_customer_per_minute)
@@ -206,7 +210,7 @@ class Intake:
             raise _Refused(Denial(ErrorPrefix.RATE_LIMITED, f"at most {limit} requests a minute: wait"))
         offer = self._find_offer(asked, request.kind)
         load = self._engine.open_jobs.load(offer.name, event.pubkey)
-        _refuse_if(check_load(load, policy, prepaid=self._config.mode is facts.Mode.PREPAY))
+        _refuse_if(check_load(load, policy, prepaid=self._config.mode is not facts.Mode.FREE))
         _refuse_if(check_prompt(asked.texts, policy))
         input_tokens = input_token_bound(asked.texts)
         max_tokens = self._max_tokens(asked, offer, input_tokens)
@@ -214,8 +218,14 @@ class Intake:
         if (denial := check_bid(quoted, request.bid_msats)) is not None:
             raise _Refused(denial, quoted.amount_msats)
         if quoted.amount_msats:
+            self._check_owing(request)
             self._check_payable(request, now)
         return _Order(request, asked, offer, max_tokens, quoted)
+
+    def _check_owing(self, request: JobRequest) -> None:
+        owing = None if self._credit is None else self._credit.owing(request.customer)
+        if owing is not None:
+            raise _Refused(Denial(ErrorPrefix.UNPAID, f"job {owing} was taken on credit: pay it first"))
 
     def _check_payable(self, request: JobRequest, now: float) -> None:
         if (why := self._payable()) is not None:
@@ -273,9 +283,9 @@ class Intake:
 
     def _accept(self, order: _Order, now: float) -> None:
         request, offer = order.request, order.offer
-        mode = self._config.mode if order.quoted.amount_msats else facts.Mode.FREE
+        mode = self._mode(order, now)
         deadline_at = job_deadline(int(now), self._config.job_timeout_s, request.expires_at)
-        backend = self._runner.try_take(offer.name) if mode is facts.Mode.FREE else None
+        backend = self._runner.try_take(offer.name) if mode is not facts.Mode.PREPAY else None
         job = Job(
             id=request.id,
             customer=request.customer,
@@ -289,11 +299,17 @@ class Intake:
             relays=request.relays[: self._config.customer_relays],
         )
         self._pending += 1
+        credit = self._credit if mode is facts.Mode.POSTPAY else None
+        if credit is not None:
+            job = job.evolve(postpaid=True)
+            credit.give(job)
 
         def done(moved: Moved | None) -> None:
             self._pending -= 1
             if moved is None:
                 self.counters.add(Drop.DUPLICATE)
+                if credit is not None:
+                    credit.take_back(job)
                 if backend is not None:
                     self._runner.give_back(offer.name, backend)
             else:
@@ -301,6 +317,8 @@ class Intake:
 
         def failed(error: BaseException) -> None:
             self._pending -= 1
+            if credit is not None:
+                credit.take_back(job)
             if backend is not None:
                 self._runner.give_back(offer.name, backend)
             log.error("job not stored", job=job.id, error=f"{type(error).__name__}: {error}")
@@ -309,6 +327,22 @@ class Intake:
 
         text = TextJob(request.event, order.asked)
         self._engine.accept(job, text, mode, start=backend is not None, done=done, failed=failed)
+
+    def _mode(self, order: _Order, now: float) -> facts.Mode:
+        """Return how a job is paid for: on credit where that covers all it can cost, else beforehand."""
+        request, mode = order.request, self._config.mode
+        if not order.quoted.amount_msats:
+            return facts.Mode.FREE
+        if mode is not facts.Mode.POSTPAY:
+            return mode
+        # With a deadline of its own a stream could be had for nothing: it would end just before it is billed.
+        own_deadline = request.expires_at is not None and request.expires_at < now + self._config.job_timeout_s
+        # What is older than this process may have been refused before: its customer must want it still.
+        stale = request.created_at < self._started_at
+        if self._credit is None or own_deadline or stale:
+            return facts.Mode.PREPAY
+        covered = self._credit.covers(request.customer, order.quoted.amount_msats, now)
+        return facts.Mode.POSTPAY if covered else facts.Mode.PREPAY
 
     def _refuse(self, event: Event, address: Address, denial: Denial, amount_msats: int | None, now: float) -> None:
         self.counters.add(denial.prefix)

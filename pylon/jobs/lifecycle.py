@@ -40,8 +40,9 @@ class Step:
 
 def begin(job: Job, mode: Mode) -> Step:
     """Return a new job in its first state, with what must follow."""
-    if mode is Mode.FREE:
-        return _move(job, do.Enqueue(), work=Work.QUEUED, money=Money.NONE)
+    if mode is not Mode.PREPAY:
+        postpaid = mode is Mode.POSTPAY
+        return _move(job, do.Enqueue(), work=Work.QUEUED, money=Money.NONE, postpaid=postpaid)
     return _move(job, do.WantInvoice(1), work=Work.AWAITING_PAYMENT, money=Money.NONE, invoices=1)
 
 
@@ -73,6 +74,9 @@ def _invoice_made(job: Job, fact: facts.InvoiceMade, rules: Rules) -> Step:
     if (job.work, job.money) == (Work.AWAITING_PAYMENT, Money.NONE):
         asked = do.Say(FeedbackStatus.PAYMENT_REQUIRED, invoice=fact.invoice, eta_s=fact.eta_s)
         return _move(job, do.OpenInvoice(fact.invoice), asked, money=Money.INVOICED)
+    if job.work is Work.BILLING:
+        opened, result = do.OpenInvoice(fact.invoice), do.DeliverBilled(fact.invoice)
+        return _move(job, opened, result, work=Work.PRODUCED, money=Money.INVOICED)
     return _move(job, do.RetireInvoice(fact.invoice))
 
 
@@ -80,6 +84,8 @@ def _invoice_refused(job: Job, fact: facts.InvoiceRefused, rules: Rules) -> Step
     if (job.work, job.money) == (Work.AWAITING_PAYMENT, Money.NONE):
         refusal = _error(ErrorPrefix.PAYMENT_UNAVAILABLE, fact.sentence)
         return _move(job, do.RetireInvoice(), refusal, work=Work.FAILED, reason=fact.sentence)
+    if job.work is Work.BILLING:
+        return _give_away(job, fact.sentence)
     return _move(job, do.RetireInvoice())
 
 
@@ -87,6 +93,8 @@ def _paid(job: Job, fact: facts.Paid, rules: Rules) -> Step:
     if job.work is Work.AWAITING_PAYMENT:
         book = do.BookMoney(fact.payment_hash, fact.amount_msats, fact.settled_at)
         return _move(job, book, do.CloseInvoices(), do.Enqueue(), work=Work.QUEUED, money=Money.SETTLED)
+    if _is_billed(job):
+        return _bill_paid(job, fact, job.price_msats)
     return _paid_otherwise(job, fact, "the payment came after the job had ended")
 
 
@@ -96,7 +104,32 @@ def _paid_short(job: Job, fact: facts.PaidShort, rules: Rules) -> Step:
         why = f"the wallet received {fact.amount_msats} msats, less than the {job.price_msats} msats asked"
         told = _refund_due(job, why)
         return _move(job, book, do.CloseInvoices(), told, work=Work.FAILED, money=Money.REFUND_DUE, reason=why)
+    if _is_billed(job):
+        return _bill_paid(job, fact, fact.amount_msats)  # the work is done: the rest is forgiven
     return _paid_otherwise(job, fact, "the payment came after the job had ended")
+
+
+def _is_billed(job: Job) -> bool:
+    """Tell whether the work was done on credit and nothing is paid yet."""
+    if job.work is Work.BILLING:
+        return True
+    given_away = job.postpaid and job.money is Money.NONE
+    return job.work in _HAS_RESULT and (given_away or job.money in _BILLED)
+
+
+def _bill_paid(job: Job, fact: facts.Paid | facts.PaidShort, price_msats: int) -> Step:
+    book = do.BookMoney(fact.payment_hash, fact.amount_msats, fact.settled_at)
+    paid = {"money": Money.SETTLED, "price_msats": price_msats}
+    if job.work is Work.BILLING:
+        return _move(job, book, do.CloseInvoices(), do.DeliverBilled(), work=Work.PRODUCED, **paid)
+    if job.work is Work.PRODUCED:
+        return _move(job, book, **paid)
+    return _move(job, book, do.Earn(), do.Say(FeedbackStatus.SUCCESS), **paid)
+
+
+def _give_away(job: Job, why: str) -> Step:
+    """Deliver a result whose invoice cannot be made: our wallet's fault is not the customer's loss."""
+    return _move(job, do.RetireInvoice(), do.DeliverBilled(), work=Work.PRODUCED, reason=why)
 
 
 def _paid_otherwise(job: Job, fact: facts.Paid | facts.PaidShort, why: str) -> Step:
@@ -110,6 +143,8 @@ def _invoice_dead(job: Job, fact: facts.InvoiceDead, rules: Rules) -> Step:
     ended = do.EndInvoice(fact.payment_hash)
     if job.money is Money.CANCELLING:
         return _move(job, ended, money=Money.VOID)
+    if job.work in _HAS_RESULT and job.money is Money.INVOICED:
+        return _move(job, ended, money=Money.VOID if fact.lost_early else Money.UNPAID)
     if (job.work, job.money) != (Work.AWAITING_PAYMENT, Money.INVOICED):
         return _move(job, ended)
     if fact.lost_early and job.invoices < rules.max_invoices:
@@ -146,7 +181,18 @@ def _output(job: Job, fact: facts.Output, rules: Rules) -> Step:
         return _nothing(job)
     ended = do.EndAttempt(fact.attempt, "output", fact.usage)
     result = do.DeliverResult(fact.event_id, fact.event_json)
-    return _move(job, ended, result, work=Work.PRODUCED, result_id=fact.event_id)
+    price_msats = 0 if job.postpaid else job.price_msats  # postpaid, it used nothing that is paid for
+    return _move(job, ended, result, work=Work.PRODUCED, result_id=fact.event_id, price_msats=price_msats)
+
+
+def _metered(job: Job, fact: facts.Metered, rules: Rules) -> Step:
+    on_credit = job.postpaid and job.money is Money.NONE
+    if job.work is not Work.RUNNING or fact.attempt != job.attempts or not on_credit:
+        return _nothing(job)
+    ended = do.EndAttempt(fact.attempt, "output", fact.usage)
+    number, price_msats = job.invoices + 1, min(fact.price_msats, job.price_msats)  # never more than was quoted
+    billing = {"work": Work.BILLING, "invoices": number, "price_msats": price_msats}
+    return _move(job, ended, do.KeepOutput(fact.text), do.WantInvoice(number), **billing)
 
 
 def _attempt_failed(job: Job, fact: facts.AttemptFailed, rules: Rules) -> Step:
@@ -187,8 +233,12 @@ def _confirmed(job: Job, fact: facts.Confirmed, rules: Rules) -> Step:
 def _gave_up(job: Job, fact: facts.GaveUp, rules: Rules) -> Step:
     if job.work is not Work.PRODUCED:
         return _nothing(job)
+    if job.money is Money.INVOICED:
+        money = Money.CANCELLING
+        return _move(job, do.CloseInvoices(), work=Work.UNDELIVERABLE, money=money, reason=fact.sentence)
     if job.money is not Money.SETTLED:
-        return _move(job, work=Work.UNDELIVERABLE, reason=fact.sentence)
+        money = Money.NONE if job.money is Money.NONE else Money.VOID  # nothing is asked for what never came
+        return _move(job, work=Work.UNDELIVERABLE, money=money, reason=fact.sentence)
     told = _refund_due(job, fact.sentence)
     return _move(job, told, work=Work.UNDELIVERABLE, money=Money.REFUND_DUE, reason=fact.sentence)
 
@@ -201,10 +251,16 @@ def _cancel(job: Job, fact: facts.Cancel, rules: Rules) -> Step:
     if job.work is Work.RUNNING and job.money is Money.SETTLED and job.partial_sent and not by_operator:
         ended = do.EndAttempt(job.attempts, why)
         return _move(job, ended, do.StopWork(), do.Earn(), work=Work.CANCELLED, reason=why)
+    if not by_operator and (
+        job.work is Work.BILLING or (job.work is Work.RUNNING and job.postpaid and job.partial_sent)
+    ):
+        return _nothing(job)  # the work goes on and is billed: a stream is not had for nothing
     return _end_early(job, Work.CANCELLED, why, told)
 
 
 def _deadline(job: Job, fact: facts.Deadline, rules: Rules) -> Step:
+    if job.work is Work.BILLING:
+        return _give_away(job, "no invoice was made before the deadline of the job")
     why = "the deadline of the job passed"
     return _end_early(job, Work.EXPIRED, why, (_error(ErrorPrefix.EXPIRED, why),))
 
@@ -214,6 +270,8 @@ def _end_early(job: Job, work: Work, why: str, told: tuple[do.Say, ...]) -> Step
     if job.work is Work.AWAITING_PAYMENT:
         if job.money is Money.INVOICED:
             return _move(job, do.CloseInvoices(), *told, work=work, money=Money.CANCELLING, reason=why)
+        return _move(job, do.RetireInvoice(), *told, work=work, reason=why)
+    if job.work is Work.BILLING:
         return _move(job, do.RetireInvoice(), *told, work=work, reason=why)
     if job.work not in (Work.QUEUED, Work.RUNNING):
         return _nothing(job)
@@ -225,6 +283,8 @@ def _end_early(job: Job, work: Work, why: str, told: tuple[do.Say, ...]) -> Step
 
 
 _UNPAID: Final = frozenset({Money.NONE, Money.CANCELLING, Money.VOID})
+_HAS_RESULT: Final = frozenset({Work.PRODUCED, Work.DELIVERED})
+_BILLED: Final = frozenset({Money.INVOICED, Money.UNPAID, Money.VOID})
 
 _HANDLERS: Final[dict[type, Callable[[Job, Any, Rules], Step]]] = {
     facts.InvoiceMade: _invoice_made,
@@ -236,6 +296,7 @@ _HANDLERS: Final[dict[type, Callable[[Job, Any, Rules], Step]]] = {
     facts.Rerouted: _rerouted,
     facts.PartialSent: _partial_sent,
     facts.Output: _output,
+    facts.Metered: _metered,
     facts.AttemptFailed: _attempt_failed,
     facts.Confirmed: _confirmed,
     facts.GaveUp: _gave_up,

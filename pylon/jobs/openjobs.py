@@ -77,6 +77,8 @@ def _has_place(job: Job) -> bool:
 
 
 def _may_be_paid(job: Job) -> bool:
+    if job.postpaid and job.work not in ENDED and job.money is Money.NONE:
+        return True  # its invoice comes with its result
     return job.work is Work.AWAITING_PAYMENT or job.money in _MAY_BE_PAID
 
 

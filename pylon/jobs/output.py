@@ -1,7 +1,7 @@
 """What an attempt says: from a backend's chunks to partial results and the signed result.
 
 Partials go out live at a bounded rate; the output is counted while it grows, so that the result surely fits a
-relay's frame.
+relay's frame. A postpaid job's result carries its invoice, so it is made later, by the recorder.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pylon.jobs.ports import (
     GenerationRequest,
     Publisher,
 )
+from pylon.jobs.pricing import quote
 from pylon.nostr.event import Draft
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import FeedbackStatus
@@ -53,8 +54,11 @@ class OutputWriter:
         status, hint = FeedbackStatus.PROCESSING, self._config.relay_hint
         self._publish(job, feedback_draft(job.id, job.customer, status, relay_hint=hint))
 
-    async def write(self, attempt: Attempt, asked: GenerationRequest) -> facts.Output:
-        """Return the signed result of one run on the attempt's backend. Raises `BackendError`."""
+    async def write(self, attempt: Attempt, asked: GenerationRequest) -> facts.Output | facts.Metered:
+        """Return the signed result of one run on the attempt's backend, or what a postpaid one is billed for.
+
+        Raises `BackendError`.
+        """
         finished = None
         async with aclosing(attempt.place.backend.generate(asked)) as chunks:
             async for chunk in chunks:
@@ -95,7 +99,7 @@ class OutputWriter:
 
     async def _send_partial(self, attempt: Attempt, now: float) -> None:
         job = attempt.job
-        if not attempt.partials and job.money is Money.SETTLED:
+        if not attempt.partials and (job.postpaid or job.money is Money.SETTLED):
             # From the first partial on a cancelling customer's charge stands: that must be stored before it leaves.
             await self._engine.apply(job.id, facts.PartialSent())
         attempt.partials += 1
@@ -111,16 +115,8 @@ class OutputWriter:
         )
         self._publish(job, draft)
 
-    def _output(self, attempt: Attempt, finished: Finished) -> facts.Output:
+    def _output(self, attempt: Attempt, finished: Finished) -> facts.Output | facts.Metered:
         job = attempt.job
-        draft = fit_result(
-            attempt.event,
-            attempt.text,
-            limit_bytes=self._config.limit_bytes,
-            amount_msats=job.price_msats or None,
-            relay_hint=self._config.relay_hint,
-        )
-        event = draft.sign(self._key, int(self._clock()))
         took_s = self._monotonic() - attempt.started
         first_s = (attempt.first_token or attempt.started) - attempt.started
         attempt.lane.ran(took_s)
@@ -132,6 +128,20 @@ class OutputWriter:
             first_token_ms=round(first_s * 1000),
             duration_ms=round(took_s * 1000),
         )
+        price_msats = job.price_msats
+        if job.postpaid:
+            used = quote(attempt.lane.offer.price, usage.prompt_tokens, usage.output_tokens)
+            price_msats = min(used.amount_msats, job.price_msats)
+            if price_msats:
+                return facts.Metered(job.attempts, attempt.text, price_msats, usage)
+        draft = fit_result(
+            attempt.event,
+            attempt.text,
+            limit_bytes=self._config.limit_bytes,
+            amount_msats=price_msats or None,
+            relay_hint=self._config.relay_hint,
+        )
+        event = draft.sign(self._key, int(self._clock()))
         return facts.Output(job.attempts, event.id, event.to_json(), usage)
 
     def _publish(self, job: Job, draft: Draft) -> None:

@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
+import orjson
+
 from pylon.jobs import effects as do
 from pylon.jobs import facts
 from pylon.jobs import lifecycle as life
 from pylon.jobs.ports import Invoice
-from pylon.nostr.event import Draft
+from pylon.nostr.event import Draft, parse_event
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import Denial, FeedbackStatus
-from pylon.nostr.nip90_replies import error_draft, feedback_draft, payment_required_draft
+from pylon.nostr.nip90_fit import ResultTooLarge, fit_result
+from pylon.nostr.nip90_replies import error_draft, feedback_draft, payment_required_draft, result_draft
 from pylon.store.records import (
     ENDED,
     UNDER_WAY,
@@ -32,10 +35,11 @@ from pylon.store.records import (
     OutboxItem,
     OutboxTopic,
     Settlement,
+    Work,
 )
 from pylon.store.tx import Tx
 
-_FINISHED_MONEY: Final = frozenset({Money.NONE, Money.VOID, Money.SETTLED, Money.REFUND_DUE})
+_FINISHED_MONEY: Final = frozenset({Money.NONE, Money.VOID, Money.SETTLED, Money.UNPAID, Money.REFUND_DUE})
 NO_BOOKS: Final = Books(0, 0, 0, 0)
 _TOLD_BY_WALLETS: Final = frozenset({facts.Paid, facts.PaidShort, facts.InvoiceDead})
 _NOTHING_TO_STORE: Final = frozenset({do.Announce, do.Enqueue, do.StopWork})
@@ -43,13 +47,17 @@ _NOTHING_TO_STORE: Final = frozenset({do.Announce, do.Enqueue, do.StopWork})
 
 @dataclass(frozen=True, slots=True)
 class RecorderConfig:
-    """What storing a step needs of the settings; times in seconds. `relay_hint` goes into `e` tags."""
+    """What storing a step needs of the settings; times in seconds. `limit_bytes` is the largest frame relays take.
+
+    `relay_hint` goes into `e` tags.
+    """
 
     rules: life.Rules = field(default_factory=life.Rules)
     retain_plaintext_s: int = 86_400
     delivery_timeout_s: int = 3_600
     invoice_expiry_s: int = 600
     min_work_s: int = 30  # what an invoice that is paid at its last moment must leave of the deadline
+    limit_bytes: int = 65_536
     success_feedback: bool = True
     relay_hint: str = ""
 
@@ -101,8 +109,12 @@ class Recorder:
             if type(fact) in _TOLD_BY_WALLETS and _is_old(tx, fact):
                 continue
             done = life.step(job, fact, self._config.rules)
-            effects += done.effects
             job = done.job
+            for effect in done.effects:
+                if isinstance(effect, do.DeliverBilled):
+                    effect = self._make_result(tx, job, effect.invoice, now)  # noqa: PLW2901
+                    job = job.evolve(result_id=effect.event_id)
+                effects.append(effect)
             if done.changed:
                 entries.append(_entry(facts.fact_name(fact), job))
         if job is not before:
@@ -111,6 +123,33 @@ class Recorder:
         for entry in entries:
             tx.journal(job_id, entry, now)
         return self._store(tx, Moved(before, job, effects), now)
+
+    def _make_result(self, tx: Tx, job: Job, invoice: Invoice | None, now: int) -> do.DeliverResult:
+        """Return the signed result of a postpaid job's stored text, with what is to pay or was paid for it."""
+        request_json, text = tx.request_json(job.id), tx.output(job.id)
+        assert request_json is not None and text is not None, "both are kept until the job is finished"
+        request = parse_event(orjson.loads(request_json))
+        due = job.price_msats if job.money is not Money.NONE else None
+        bolt11 = None if invoice is None else invoice.bolt11
+        hint = self._config.relay_hint
+        try:
+            limit_bytes = self._config.limit_bytes
+            draft = fit_result(
+                request, text, limit_bytes=limit_bytes, amount_msats=due, bolt11=bolt11, relay_hint=hint
+            )
+        except ResultTooLarge:
+            # The limit was lowered since the text was cut: the relays have the last word.
+            draft = result_draft(
+                request,
+                text,
+                amount_msats=due,
+                bolt11=bolt11,
+                relay_hint=hint,
+                with_request=False,
+                with_inputs=False,
+            )
+        event = draft.sign(self._key, now)
+        return do.DeliverResult(event.id, event.to_json())
 
     def _stamp(self, job: Job, now: int) -> Job:
         finished = job.work in ENDED and job.money in _FINISHED_MONEY
@@ -138,6 +177,8 @@ class Recorder:
                 tx.end_attempt(_ended(job.id, number, now, outcome, usage))
             case do.DeliverResult(event_id, event_json):
                 self._send(tx, moved, OutboxTopic.RESULT, event_id=event_id, event_json=event_json, now=now)
+            case do.KeepOutput(text):
+                tx.keep_output(job.id, text)
             case do.WantInvoice() | do.OpenInvoice() | do.RetireInvoice() | do.CloseInvoices():
                 self._store_invoice(tx, moved, effect, now)
             case do.EndInvoice(payment_hash):
@@ -160,8 +201,8 @@ class Recorder:
                     now=now,
                     until=effect.invoice.expires_at if effect.invoice else None,
                 )
-            case do.Announce() | do.Enqueue() | do.StopWork():
-                raise AssertionError("nothing to store")
+            case do.DeliverBilled() | do.Announce() | do.Enqueue() | do.StopWork():
+                raise AssertionError("nothing to store, or made a result before")
             case _:
                 assert_never(effect)
 
@@ -175,13 +216,16 @@ class Recorder:
         job = moved.job
         match effect:
             case do.WantInvoice(number):
+                expires_at = now + self._config.invoice_expiry_s
+                if job.work is not Work.BILLING:  # the work is still to be done
+                    expires_at = min(expires_at, job.deadline_at - self._config.min_work_s)
                 row = InvoiceRow(
                     own_id=f"pylon-{uuid.uuid4().hex}",
                     job_id=job.id,
                     number=number,
                     amount_msats=job.price_msats,
                     created_at=now,
-                    expires_at=min(now + self._config.invoice_expiry_s, job.deadline_at - self._config.min_work_s),
+                    expires_at=expires_at,
                 )
                 tx.want_invoice(row)
                 moved.invoices.append(row)

@@ -68,6 +68,7 @@ class ErrorPrefix(StrEnum):
     # money
     BID_TOO_LOW = "bid-too-low"  # the price, given in `amount`, is above the bid
     PAYMENT_UNAVAILABLE = "payment-unavailable"  # no invoice can be made now
+    UNPAID = "unpaid"  # an earlier job of this customer was done on credit: it is to be paid first
     REFUND_DUE = "refund-due"  # paid, and there will be no result: the amount is owed to the customer
     # the work
     BACKEND_UNAVAILABLE = "backend-unavailable"  # the model's server is not ready

@@ -27,11 +27,14 @@ from pylon.settings.values import (
     Whole,
 )
 
+_MAX_CREDIT_MSATS = 10**11  # a bitcoin
+
 
 class PaymentMode(StrEnum):
     """When a customer pays."""
 
     PREPAY = "prepay"
+    POSTPAY = "postpay"
     FREE = "free"
 
 
@@ -155,7 +158,10 @@ class PaymentSettings(Section):
 
     mode: PaymentMode = Field(
         default=PaymentMode.PREPAY,
-        description="prepay: nothing runs before its invoice is settled; free: nobody pays.",
+        description=(
+            "prepay: nothing runs before its invoice is settled; postpay: customers within their credit pay after"
+            " the work; free: nobody pays."
+        ),
     )
     invoice_expiry_s: Whole = Field(default=600, ge=30, le=86_400, description="How long an invoice can be paid.")
     invoice_grace_s: Whole = Field(
@@ -180,11 +186,35 @@ class PaymentSettings(Section):
         description="The first wait before the wallet is asked about an invoice; it grows.",
     )
     lookup_max_s: Number = Field(default=30.0, ge=0.05, le=3600, description="The longest such wait.")
+    credit_msats: Whole = Field(
+        default=0,
+        ge=0,
+        le=_MAX_CREDIT_MSATS,
+        description="With postpay: what one job of any customer may cost to be done before it is paid, in msats.",
+    )
+    credit_history_percent: Whole = Field(
+        default=0,
+        ge=0,
+        le=1_000,
+        description="How much of what a customer has paid so far is added to that, in percent.",
+    )
+    credit_max_msats: Whole = Field(
+        default=1_000_000, ge=0, le=_MAX_CREDIT_MSATS, description="The most credit of one customer, in msats."
+    )
+    credit_daily_msats: Whole = Field(
+        default=1_000_000,
+        ge=0,
+        le=_MAX_CREDIT_MSATS,
+        description="The most credit of all customers together within 24 hours, in msats.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.lookup_min_s > self.lookup_max_s:
             raise KeyFault("lookup_min_s", f"{self.lookup_min_s:g} is more than lookup_max_s")
+        for key in ("credit_max_msats", "credit_daily_msats"):
+            if self.credit_msats > getattr(self, key):
+                raise KeyFault("credit_msats", f"{self.credit_msats} is more than {key}")
         return self
 
 
@@ -345,9 +375,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.payment.mode is PaymentMode.PREPAY and self.jobs.timeout_s < _LEAST_PREPAID_S:
+        if self.payment.mode is not PaymentMode.FREE and self.jobs.timeout_s < _LEAST_PREPAID_S:
             fault = (
-                f"{self.jobs.timeout_s} leaves no time to pay and to work; with prepay at least {_LEAST_PREPAID_S}"
+                f"{self.jobs.timeout_s} leaves no time to pay and to work;"
+                f" with {self.payment.mode.value} at least {_LEAST_PREPAID_S}"
             )
             raise KeyFault("jobs.timeout_s", fault)
         backends: set[str] = set()
@@ -368,7 +399,7 @@ class Settings(BaseSettings):
                 if backend in routes:
                     raise KeyFault(f"{place}.{key}", f"'{backend}' serves this model already")
                 routes.add(backend)
-            if self.payment.mode is PaymentMode.PREPAY and not model.has_price:
+            if self.payment.mode is not PaymentMode.FREE and not model.has_price:
                 raise KeyFault(f"{place}.base_msats", 'no price is set; set one, or payment.mode = "free"')
             for key, name in (("name", model.name), *(("aliases", alias) for alias in model.aliases)):
                 if name in taken:

@@ -20,6 +20,7 @@ CREATE TABLE jobs (
     backend TEXT NOT NULL,
     model TEXT NOT NULL,
     price_msats INTEGER NOT NULL,
+    postpaid INTEGER NOT NULL,
     max_tokens INTEGER NOT NULL,
     accepted_at INTEGER NOT NULL,
     deadline_at INTEGER NOT NULL,
@@ -38,6 +39,7 @@ CREATE TABLE jobs (
     CHECK (price_msats >= 0),
     UNIQUE (id)
 );
+CREATE INDEX jobs_postpaid ON jobs (number) WHERE postpaid > 0;
 CREATE INDEX jobs_purge ON jobs (purge_at) WHERE purge_at > 0;
 CREATE INDEX jobs_unfinished ON jobs (number) WHERE purge_at IS NULL;
 CREATE TABLE marks (
@@ -103,6 +105,12 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_job ON outbox (job);
 CREATE UNIQUE INDEX outbox_one_result ON outbox (job) WHERE topic = 'result';
 CREATE INDEX outbox_pending ON outbox (state) WHERE state = 'pending';
+CREATE TABLE outputs (
+    job INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    PRIMARY KEY (job),
+    FOREIGN KEY(job) REFERENCES jobs (number)
+);
 CREATE TABLE requests (
     job INTEGER NOT NULL,
     request_json TEXT NOT NULL,

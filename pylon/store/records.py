@@ -20,6 +20,7 @@ class Work(StrEnum):
     AWAITING_PAYMENT = "awaiting_payment"  # prepaid: nothing runs until the invoice is settled
     QUEUED = "queued"  # may run; waits for a slot of its backend and model
     RUNNING = "running"  # an attempt is committed and on its backend
+    BILLING = "billing"  # postpaid: the text is stored, its invoice is being made
     PRODUCED = "produced"  # the result event is signed and stored, no relay has confirmed it
     DELIVERED = "delivered"  # end: at least one relay confirmed the result
     FAILED = "failed"  # end: every allowed attempt failed, or the wallet gave no invoice
@@ -36,6 +37,7 @@ class Money(StrEnum):
     SETTLED = "settled"  # end: paid, and the work is under way or done (or the charge stands)
     CANCELLING = "cancelling"  # the work is gone; the wallet is asked before the invoice is closed
     VOID = "void"  # end: closed unpaid, after asking the wallet
+    UNPAID = "unpaid"  # end: delivered on credit and not paid in time; the customer gets no more credit
     REFUND_DUE = "refund_due"  # paid, and the work is gone: a liability
 
 
@@ -76,8 +78,8 @@ UNDER_WAY: Final = frozenset({Work.QUEUED, Work.RUNNING, Work.PRODUCED})
 class Job:
     """One accepted job request. Times are unix seconds, money is msats; `id` is the request's event id.
 
-    `max_tokens` is the output that was priced. The request's own text lives apart (`Tx.request_json`): it is
-    erased long before the row is.
+    `max_tokens` is the output that was priced. A `postpaid` job's price is the quoted one until its use is metered.
+    The request's own text lives apart (`Tx.request_json`): it is erased long before the row is.
     """
 
     id: str
@@ -90,6 +92,7 @@ class Job:
     accepted_at: int
     deadline_at: int
     relays: tuple[str, ...] = ()
+    postpaid: bool = False
     work: Work = Work.QUEUED
     money: Money = Money.NONE
     version: int = 0

@@ -18,6 +18,7 @@ jobs = Table(
     Column("backend", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("price_msats", Integer, nullable=False),
+    Column("postpaid", Integer, nullable=False),
     Column("max_tokens", Integer, nullable=False),
     Column("accepted_at", Integer, nullable=False),
     Column("deadline_at", Integer, nullable=False),
@@ -37,12 +38,21 @@ jobs = Table(
 # Only unfinished jobs and those with text left to erase are indexed: the rest of the table is history.
 Index("jobs_unfinished", jobs.c.number, sqlite_where=jobs.c.purge_at.is_(None))
 Index("jobs_purge", jobs.c.purge_at, sqlite_where=jobs.c.purge_at > 0)
+Index("jobs_postpaid", jobs.c.number, sqlite_where=jobs.c.postpaid > 0)
 
 requests = Table(
     "requests",
     metadata,
     Column("job", Integer, ForeignKey("jobs.number"), primary_key=True),
     Column("request_json", Text, nullable=False),
+)
+
+# The text of a postpaid job, from its end until it is erased: its result is made when its invoice is.
+outputs = Table(
+    "outputs",
+    metadata,
+    Column("job", Integer, ForeignKey("jobs.number"), primary_key=True),
+    Column("text", Text, nullable=False),
 )
 
 attempts = Table(

@@ -111,6 +111,10 @@ class Tx:
         self.flush()
         self._connection.executemany(sql, params)
 
+    def ask(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
+        """Return the rows of a question that is asked too seldom to have a method here."""
+        return self._execute(sql, params).fetchall()
+
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def insert_job(self, job: Job, request_json: str) -> None:
@@ -178,6 +182,15 @@ class Tx:
         row = self._execute("SELECT request_json FROM requests WHERE job = ?", (number,)).fetchone()
         return None if row is None else str(row[0])
 
+    def keep_output(self, job_id: str, text: str) -> None:
+        """Store what a job gave, until its result can be made."""
+        self._batch.insert(rows.INSERT_OUTPUT, (self._number(job_id), text))
+
+    def output(self, job_id: str) -> str | None:
+        """Return the stored text of a postpaid job, or None before there is one and once it was erased."""
+        row = self._execute("SELECT text FROM outputs WHERE job = ?", (self._number(job_id),)).fetchone()
+        return None if row is None else str(row[0])
+
     def purge(self, now: int, limit: int) -> int:
         """Erase the text of up to `limit` finished jobs whose time has come; return how many.
 
@@ -189,6 +202,7 @@ class Tx:
             (now, limit),
         ).fetchall()
         self._executemany("DELETE FROM requests WHERE job = ?", due)
+        self._executemany("DELETE FROM outputs WHERE job = ?", due)
         self._executemany("UPDATE outbox SET event_json = NULL WHERE job = ?", due)
         self._executemany("UPDATE jobs SET purge_at = 0 WHERE number = ?", due)  # nothing left to erase
         return len(due)

@@ -79,7 +79,7 @@ def test_set_then_show(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["payment.mod", "free"], "did you mean payment.mode?"),
-        (["payment.mode", "gratis"], "payment.mode: 'gratis' is unknown; allowed: prepay, free"),
+        (["payment.mode", "gratis"], "payment.mode: 'gratis' is unknown; allowed: prepay, postpay, free"),
         (["payment.mode"], "Missing argument 'VALUE'"),
     ],
 )

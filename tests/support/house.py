@@ -27,6 +27,7 @@ import anyio.lowlevel
 from pylon.jobs import facts
 from pylon.jobs.cashier import Cashier, CashierConfig
 from pylon.jobs.catalogue import Catalogue, Offer
+from pylon.jobs.credit import Credit, CreditRules
 from pylon.jobs.engine import Engine
 from pylon.jobs.intake import Intake, IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
@@ -126,6 +127,7 @@ class World:
             network="regtest", retry_min_s=0.005, retry_max_s=0.02, health_interval_s=0.05
         )
     )
+    credit: CreditRules = field(default_factory=CreditRules)
     monotonic: Callable[[], float] = time.monotonic
     disk: Disk = field(default_factory=Disk)
     clock: FakeClock = field(default_factory=FakeClock)
@@ -277,9 +279,10 @@ async def _start(world: World, store: Store, tasks: anyio.abc.TaskGroup) -> Hous
         world.monotonic,
     )
     cashier = None
-    if world.mode is facts.Mode.PREPAY:
+    if world.mode is not facts.Mode.FREE:
         rng = random.Random(1)
         cashier = Cashier(engine, world.wallet, world.cashier, world.clock, rng, runner.eta_s)
+    credit = Credit(world.credit) if world.mode is facts.Mode.POSTPAY else None
     intake = Intake(
         engine,
         runner,
@@ -290,8 +293,9 @@ async def _start(world: World, store: Store, tasks: anyio.abc.TaskGroup) -> Hous
         replace(world.intake, mode=world.mode, policy=world.policy),
         world.clock,
         payable=lambda: None if world.wallet.ready else "the wallet does not answer",
+        credit=credit,
     )
-    engine.plug_in(runner, cashier, world.relays)
+    engine.plug_in(runner, cashier, world.relays, credit)
     world.relays.sink = engine
     await tasks.start(runner.run)
     if cashier is not None:
