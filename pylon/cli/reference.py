@@ -8,10 +8,9 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pylon.cli.app import COMMANDS, run
 
@@ -27,21 +26,23 @@ Written by `python -m pylon.cli.reference` from the commands' own `--help`; a te
 def render() -> str:
     """Return the page."""
     parts = [_HEAD, _section("pylon", [])]
-    for name, command in COMMANDS.items():
+    for name in COMMANDS:
         parts.append(_section(f"pylon {name}", [name]))
-        parts += [_section(f"pylon {name} {verb}", [name, verb]) for verb in _verbs(command.load(name))]
+        parts += [_section(f"pylon {name} {verb}", [name, verb]) for verb in verbs_of(name)]
     return "\n".join(parts)
 
 
-def _verbs(command: Any) -> Iterator[str]:
-    yield from getattr(command, "commands", {})
+def verbs_of(name: str) -> tuple[str, ...]:
+    """Return the verbs of a command that is a noun; none for any other."""
+    return tuple(getattr(COMMANDS[name].load(name), "commands", {}))
 
 
 def _section(title: str, words: list[str]) -> str:
-    return f"## {title}\n\n```\n$ {' '.join(['pylon', *words, '--help'])}\n{_help(words)}\n```\n"
+    return f"## {title}\n\n```\n$ {' '.join(['pylon', *words, '--help'])}\n{help_of(words)}\n```\n"
 
 
-def _help(words: list[str]) -> str:
+def help_of(words: list[str]) -> str:
+    """Return what `pylon WORDS --help` prints, at a fixed width."""
     said = io.StringIO()
     before = os.environ.get("COLUMNS"), os.environ.get("TERMINAL_WIDTH")
     os.environ["COLUMNS"] = os.environ["TERMINAL_WIDTH"] = _WIDTH
