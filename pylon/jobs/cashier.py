@@ -32,6 +32,7 @@ from pylon.jobs.ports import (
     WalletRefused,
 )
 from pylon.nostr.bolt11 import BadInvoice, check_invoice, read_invoice
+from pylon.nostr.nip90_replies import MAX_BOLT11
 from pylon.store.records import InvoiceRow, InvoiceState, Job, Money, Work
 from pylon.text import printable
 
@@ -205,6 +206,8 @@ class Cashier:
         """Check what the wallet made before anybody is asked to pay it."""
         try:
             read = read_invoice(invoice.bolt11)
+            if len(invoice.bolt11) > MAX_BOLT11:
+                raise BadInvoice(f"the invoice is longer than the {MAX_BOLT11} characters that a reply carries")
             check_invoice(read, amount_msats=row.amount_msats, network=self._config.network, now=self._clock())
             if read.payment_hash != invoice.payment_hash:
                 raise BadInvoice("the invoice has another payment hash than the wallet says")
@@ -218,7 +221,7 @@ class Cashier:
         made = Invoice(
             own_id=row.own_id,
             payment_hash=read.payment_hash,
-            bolt11=invoice.bolt11,
+            bolt11=invoice.bolt11.lower(),  # as read, and as every client expects it
             amount_msats=row.amount_msats,
             created_at=read.created_at,
             expires_at=read.expires_at,

@@ -292,8 +292,9 @@ HOUR_OLD = Lie(age_s=3_600)
         Lie(text="lnbcrt1garbage"),
         Lie(text=""),
         Lie(text="\x1b[2J not an invoice"),
+        Lie(description="longer than a relay's event should carry " * 30),
     ],
-    ids=repr,
+    ids=lambda fault: repr(fault)[:60],
 )
 async def test_an_invoice_that_is_not_what_was_asked_for_is_never_published(
     tmp_path: Path, fault: CreateFault
@@ -310,6 +311,18 @@ async def test_an_invoice_that_is_not_what_was_asked_for_is_never_published(
         again = house.ask("another")
         await house.pay(again.id)
         await ends_paid(house, again)
+
+
+async def test_an_invoice_in_upper_case_is_published_as_clients_read_it(tmp_path: Path) -> None:
+    world = World(tmp_path / "db")
+    world.wallet.create_faults.append(Lie(upper_case=True))
+    async with open_house(world) as house:
+        request = house.ask()
+        asked = await house.invoiced(request.id)
+        assert asked.bolt11 is not None
+        assert asked.bolt11.startswith("lnbcrt")
+        world.wallet.settle(world.wallet.made[0].payment_hash, push=True)
+        await ends_paid(house, request)
 
 
 async def test_an_invoice_that_is_another_jobs_is_never_published(tmp_path: Path) -> None:

@@ -220,14 +220,20 @@ class FakeBackend:
 
 
 def sign_bolt11(
-    amount_msats: int | None, payment_hash: str, *, created_at: int, expiry_s: int, currency: str = "bcrt"
+    amount_msats: int | None,
+    payment_hash: str,
+    *,
+    created_at: int,
+    expiry_s: int,
+    currency: str = "bcrt",
+    description: str = "a job",
 ) -> str:
     """Return a real, signed invoice."""
     tag, char = bolt11.Tag, bolt11.TagChar
     tags = [
         tag(char.payment_hash, payment_hash),
         tag(char.payment_secret, "cd" * 32),
-        tag(char.description, "a job"),
+        *(tag(char.description, description[at : at + 600]) for at in range(0, len(description), 600)),
         tag(char.expire_time, expiry_s),
     ]
     amount = None if amount_msats is None else bolt11.MilliSatoshi(amount_msats)
@@ -246,6 +252,8 @@ class Lie:
     age_s: int = 0
     text: str | None = None
     repeats: bool = False  # the answer is an invoice made before
+    upper_case: bool = False
+    description: str = "a job"
 
 
 class Unavailable:
@@ -333,8 +341,14 @@ class FakeLightning:
         text = lie.text
         if text is None:
             text = sign_bolt11(
-                amount_msats, written_hash, created_at=created_at, expiry_s=expiry_s, currency=lie.currency
+                amount_msats,
+                written_hash,
+                created_at=created_at,
+                expiry_s=expiry_s,
+                currency=lie.currency,
+                description=lie.description,
             )
+            text = text.upper() if lie.upper_case else text
         # Whatever the invoice says, the wallet claims that it made what was asked for.
         invoice = Invoice(
             request.own_id, payment_hash, text, request.amount_msats, created_at, created_at + expiry_s
