@@ -57,6 +57,7 @@ class RelaySocket(ClientConnection):
         self._fragments: list[Frame] = []
         self._reader: asyncio.Future[None] | None = None
         self._reading = True
+        self._aborted = False
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -85,6 +86,8 @@ class RelaySocket(ClientConnection):
         if not isinstance(event, Frame) or event.opcode not in DATA_OPCODES:
             super().process_event(event)
             return
+        if self._aborted:
+            return  # what came in the same piece as the fault
         if event.fin and not self._fragments:
             opcode, data = event.opcode, event.data
         else:  # websockets has checked their order, and bounds the size of them all
@@ -136,6 +139,7 @@ class RelaySocket(ClientConnection):
 
     def abort(self) -> None:
         """Drop the connection without a farewell; `receive` raises."""
+        self._aborted = True
         self.transport.abort()
 
 

@@ -78,7 +78,13 @@ async def test_binary_stays_binary_and_text_that_is_no_utf_8_becomes_it() -> Non
 
 async def test_a_message_of_endless_fragments_ends_the_connection() -> None:
     async def script(peer: Peer) -> None:
-        await peer.socket.send("" for _ in range(5000))
+        protocol = peer.socket.protocol
+        protocol.send_text(b"", fin=False)
+        for _ in range(1500):
+            protocol.send_continuation(b"", fin=False)
+        protocol.send_continuation(b"its end", fin=True)
+        peer.socket.transport.write(b"".join(protocol.data_to_send()))  # all in one piece
+        await peer.socket.wait_closed()
 
     async with connected(script) as socket:
         assert await read_all(socket) == []
