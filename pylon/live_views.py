@@ -240,8 +240,7 @@ def _relay_line(state: RelayState) -> RelayLine:
 def _model_line(lane: Lane) -> ModelLine:
     offer = lane.offer
     available = any(
-        place.state.health is BackendHealth.READY
-        and place.backend_model in {model.name for model in place.state.models}
+        place.state.health is BackendHealth.READY and place.state.lists(place.backend_model)
         for place in lane.places
     )
     return ModelLine(

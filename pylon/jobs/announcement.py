@@ -136,10 +136,9 @@ def _announcement(
 
 def _is_served(offer: Offer, states: Mapping[str, BackendState]) -> bool:
     return any(
-        model.name == route.backend_model
+        state.health is BackendHealth.READY and state.lists(route.backend_model)
         for route in offer.routes
-        if (state := states.get(route.backend)) is not None and state.health is BackendHealth.READY
-        for model in state.models
+        if (state := states.get(route.backend)) is not None
     )
 
 

@@ -363,5 +363,4 @@ def _refuse_if(denial: Denial | None) -> None:
 
 
 def _lists(state: BackendState, offer: Offer) -> bool:
-    names = {route.backend_model for route in offer.routes if route.backend == state.name}
-    return any(model.name in names for model in state.models)
+    return any(state.lists(route.backend_model) for route in offer.routes if route.backend == state.name)

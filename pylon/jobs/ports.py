@@ -123,6 +123,10 @@ class BackendState:
     detail: str = ""
     models: tuple[ModelInfo, ...] = ()
 
+    def lists(self, model: str) -> bool:
+        """Tell whether the backend has a model of exactly this name."""
+        return any(each.name == model for each in self.models)
+
 
 class Backend(Protocol):
     """An inference server. One instance serves many concurrent requests, bounded by the caller's slots."""

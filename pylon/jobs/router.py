@@ -123,7 +123,7 @@ def can_serve(candidate: Candidate, now: float) -> bool:
     state = candidate.state
     if state.health is BackendHealth.DOWN or candidate.circuit.open_for_s(now) > 0:
         return False
-    return not state.models or any(model.name == candidate.backend_model for model in state.models)
+    return not state.models or state.lists(candidate.backend_model)
 
 
 def _rank(candidate: Candidate) -> tuple[bool, bool, float, int]:
