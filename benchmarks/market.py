@@ -1,8 +1,9 @@
 """How fast the whole market is: a customer, a local relay and the real daemon, beside a bare provider.
 
 Closed loop: so many requests are outstanding, and each result lets the next request go. The daemon runs in free
-mode with the echo backend and everything durable; the bare provider (`bare_provider.py`) stores nothing. Both are
-measured in the same run, round by round, and the ratios are printed. Traffic stays on loopback and is bounded.
+mode with the echo backend and everything durable; the bare provider (`bare_provider.py`: pynostr and websockets, as
+one writes it in an hour) and the same tuned by hand (`tuned_provider.py`) store nothing. All are measured in the
+same run, round by round, and the ratios to both are printed. Traffic stays on loopback and is bounded.
 
 The local relay closes a connection at its 6,001st message, so every measured round starts new processes.
 
@@ -34,6 +35,7 @@ from pylon.nostr.messages import event_frame
 from pylon.nostr.nip90 import JobInput, request_draft
 
 OUTSTANDING = (1, 16, 64)
+YARDSTICKS = ("bare", "tuned")
 MESSAGES_PER_CONNECTION = 5000
 TIME_LIMIT_S = 120
 LOT = 400
@@ -75,8 +77,8 @@ class Figures:
 
 @contextlib.contextmanager
 def provider(kind: str, url: str) -> Iterator[Process]:
-    if kind == "bare":
-        with running([sys.executable, "-m", "benchmarks.bare_provider", url], dict(os.environ)) as process:
+    if kind in YARDSTICKS:
+        with running([sys.executable, "-m", f"benchmarks.{kind}_provider", url], dict(os.environ)) as process:
             yield process
         return
     with tempfile.TemporaryDirectory(prefix="pylon-bench-") as home:
@@ -226,6 +228,20 @@ def median(rounds: list[Figures]) -> Figures:
     return Figures(**{name: statistics.median(asdict(each)[name] for each in rounds) for name in asdict(rounds[0])})
 
 
+def compare(port: int, jobs: int, outstanding: int, rounds: int) -> dict[str, Figures]:
+    """Measure the daemon and its yardsticks in alternating order; return each one's medians."""
+    found: dict[str, list[Figures]] = {name: [] for name in (*YARDSTICKS, "pylon")}
+    for number in range(rounds):
+        for kind in found if number % 2 else reversed(found):
+            found[kind].append(round_of(kind, port, jobs, outstanding))
+    return {name: median(each) for name, each in found.items()}
+
+
+def ratio(ours: Figures, theirs: Figures) -> dict[str, float]:
+    """Return our figures as multiples of another's."""
+    return {name: value / asdict(theirs)[name] for name, value in asdict(ours).items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2000, help="jobs a round, at most 2,500")
@@ -239,26 +255,20 @@ def main() -> None:
     report: dict[str, object] = {}
     print(f"{'':12}{'outst.':>7}{'jobs/s':>9}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'CPU ms':>9}{'RSS MB':>9}")
     for outstanding in options.outstanding:
-        found: dict[str, list[Figures]] = {"bare": [], "pylon": []}
         count = min(jobs, 500) if outstanding == 1 else jobs
-        for number in range(options.rounds):
-            for kind in found if number % 2 else reversed(found):
-                found[kind].append(round_of(kind, options.port, count, outstanding))
-        bare, pylon = median(found["bare"]), median(found["pylon"])
-        for name, each in (("bare", bare), ("pylon", pylon)):
+        found = compare(options.port, count, outstanding, options.rounds)
+        for name, each in found.items():
             print(
                 f"{name:12}{outstanding:>7}{each.jobs_per_s:>9.0f}{each.p50_ms:>9.2f}{each.p95_ms:>9.2f}"
                 f"{each.p99_ms:>9.2f}{each.cpu_ms_per_job:>9.2f}{each.rss_mb:>9.1f}"
             )
-        ratios = {
-            "jobs_per_s": pylon.jobs_per_s / bare.jobs_per_s,
-            "p50": pylon.p50_ms / bare.p50_ms,
-            "cpu": pylon.cpu_ms_per_job / bare.cpu_ms_per_job,
-        }
-        print(
-            f"{'ratio':12}{outstanding:>7}{ratios['jobs_per_s']:>9.2f}{ratios['p50']:>9.2f}{'':18}{ratios['cpu']:>9.2f}"
-        )
-        report[str(outstanding)] = {"bare": asdict(bare), "pylon": asdict(pylon), "ratio": ratios}
+        ratios = {name: ratio(found["pylon"], found[name]) for name in YARDSTICKS}
+        for name, times in ratios.items():
+            print(
+                f"{'to ' + name:12}{outstanding:>7}{times['jobs_per_s']:>9.2f}{times['p50_ms']:>9.2f}{'':18}"
+                f"{times['cpu_ms_per_job']:>9.2f}"
+            )
+        report[str(outstanding)] = {**{name: asdict(each) for name, each in found.items()}, "ratio": ratios}
     if options.memory_jobs:
         with relay(options.port) as url, provider("pylon", url) as process:
             story = asyncio.run(memory_story(url, process, options.memory_jobs))
