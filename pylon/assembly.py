@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from typing import assert_never
 from urllib.parse import urlsplit
+
+from pydantic import SecretStr
 
 from pylon.backends.echo import EchoBackend, EchoConfig
 from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
@@ -139,14 +142,23 @@ def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
     It is connected in free mode too: invoices of an earlier, paid time may still be paid.
     """
     wallet = settings.wallet
-    if wallet.kind is WalletKind.NONE:
-        return None
-    if wallet.token is None or wallet.url is None:
-        raise SettingsError(
-            "wallet.token", "missing: set PYLON_WALLET_TOKEN, or a systemd credential named wallet_token"
-        )
-    config = FakeWalletConfig(token=wallet.token.get_secret_value(), url=wallet.url, timeout_s=wallet.timeout_s)
-    return FakeWallet(config, clock)
+    match wallet.kind:
+        case WalletKind.NONE:
+            return None
+        case WalletKind.FAKE:
+            token, url = _wallet_secret(settings, "token"), wallet.url or ""
+            return FakeWallet(FakeWalletConfig(token=token, url=url, timeout_s=wallet.timeout_s), clock)
+        case _:
+            assert_never(wallet.kind)
+
+
+def _wallet_secret(settings: Settings, key: str) -> str:
+    """Return a secret of the wallet. Raises `SettingsError` with the ways to give it."""
+    secret: SecretStr | None = getattr(settings.wallet, key)
+    if secret is None:
+        how = f"missing: set PYLON_WALLET_{key.upper()}, or a systemd credential named wallet_{key}"
+        raise SettingsError(f"wallet.{key}", how)
+    return secret.get_secret_value()
 
 
 def make_pool_config(settings: Settings) -> PoolConfig:

@@ -73,6 +73,11 @@ class Watch:
     asking: bool = False
 
 
+def describe(row: InvoiceRow) -> str:
+    """Return an invoice's description: the customer finds the job in it, and we find our own id."""
+    return f"NIP-90 job {row.job_id[:16]} ({row.own_id})"
+
+
 def judge(
     row: InvoiceRow, answer: Invoice | None, *, unknown_before: int, now: float, grace_s: float
 ) -> facts.InvoiceDead | None:
@@ -161,7 +166,7 @@ class Cashier:
         look_first, pause_s = not fresh, self._config.retry_min_s
         while (job := self._wanting(row)) is not None:
             try:
-                found = await self._wallet.find(row.own_id) if look_first else ()
+                found = await self._wallet.find(row.own_id, describe(row)) if look_first else ()
                 if job.work is Work.BILLING:
                     # Nobody has seen one that expired unheard of: another can be made, the work is done.
                     found = tuple(each for each in found if each.expires_at > self._clock())
@@ -198,7 +203,7 @@ class Cashier:
             own_id=row.own_id,
             amount_msats=row.amount_msats,
             expiry_s=expiry_s,
-            description=f"NIP-90 job {row.job_id}",
+            description=describe(row),
         )
         return await self._wallet.create_invoice(request)
 

@@ -242,6 +242,30 @@ class Payment:
     preimage: str | None = field(default=None, repr=False)
 
 
+class Direction(StrEnum):
+    """Which way money went."""
+
+    INCOMING = "incoming"
+    OUTGOING = "outgoing"
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """One line of the wallet's own list: an invoice of its, or a payment that it made. Times are unix seconds.
+
+    `amount_msats` is what was received (or asked for, while unpaid) or sent, without the fee.
+    """
+
+    direction: Direction
+    payment_hash: str
+    state: PaymentState
+    amount_msats: int
+    created_at: int
+    fee_msats: int = 0
+    settled_at: int | None = None
+    description: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class WalletState:
     """The wallet's line in `pylon status`."""
@@ -278,8 +302,11 @@ class Wallet(Protocol):
         """Make an invoice. The caller checks amount, network and expiry of what comes back."""
         ...
 
-    async def find(self, own_id: str) -> tuple[Invoice, ...]:
-        """Return every invoice made under `own_id` (an ambiguous time-out may have left one, or two)."""
+    async def find(self, own_id: str, description: str = "") -> tuple[Invoice, ...]:
+        """Return every invoice made under `own_id` (an ambiguous time-out may have left one, or two).
+
+        `description` is the one it was asked for with: some wallets keep nothing else of ours, or only its hash.
+        """
         ...
 
     async def look_up(self, payment_hash: str) -> Invoice | None:
@@ -291,7 +318,18 @@ class Wallet(Protocol):
         ...
 
     async def pay(self, bolt11: str, *, own_id: str, max_fee_msats: int) -> Payment:
-        """Pay an invoice once per `own_id`. Raises `WalletAmbiguous` when it may have been paid."""
+        """Pay an invoice once per `own_id`. Raises `WalletAmbiguous` when it may have been paid.
+
+        `WalletRefused` and `WalletUnavailable` say that it was certainly not paid and will not be.
+        """
+        ...
+
+    async def look_up_payment(self, payment_hash: str) -> Payment | None:
+        """Return what became of a payment of ours, or None when the wallet knows of none."""
+        ...
+
+    async def transactions(self, since: int) -> tuple[Transaction, ...]:
+        """Return what was received and sent (unpaid invoices may be left out) from `since` on, newest last."""
         ...
 
     async def balance_msats(self) -> int:
@@ -303,6 +341,26 @@ class Wallet(Protocol):
 
         Raises `WalletUnavailable` when the stream breaks; the caller opens it again and looks up what it missed.
         """
+        ...
+
+
+class PayeeError(Exception):
+    """A lightning address gave no invoice; the message is one sentence fit for the operator."""
+
+
+class PayeeUnavailable(PayeeError):
+    """It does not answer, or not sensibly: it may be asked again later."""
+
+
+class PayeeRefused(PayeeError):
+    """There is no such address, or it takes no such amount: asking again is of no use."""
+
+
+class Payees(Protocol):
+    """Where strangers are paid: lightning addresses (LUD-16), reached through the guarded dialer only."""
+
+    async def invoice_for(self, address: str, amount_msats: int) -> str:
+        """Return an address's BOLT11 invoice over exactly this amount, checked. Raises `PayeeError`."""
         ...
 
 

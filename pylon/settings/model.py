@@ -240,9 +240,14 @@ class WalletSettings(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.kind is not WalletKind.NONE and self.url is None:
-            raise KeyFault("url", f"missing, and a {self.kind} wallet needs it")
+        for key in _WALLET_NEEDS[self.kind]:
+            if getattr(self, key) is None:
+                raise KeyFault(key, f"missing, and a {self.kind} wallet needs it")
         return self
+
+
+_WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {WalletKind.NONE: (), WalletKind.FAKE: ("url",)}
+"""The keys, apart from secrets, without which a kind of wallet cannot be used."""
 
 
 class JobsSettings(Section):

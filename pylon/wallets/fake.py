@@ -17,10 +17,13 @@ import orjson
 
 from pylon.jobs.ports import (
     Clock,
+    Direction,
     Invoice,
     InvoiceRequest,
     Payment,
+    PaymentState,
     Received,
+    Transaction,
     WalletAbility,
     WalletError,
     WalletRefused,
@@ -124,7 +127,7 @@ class FakeWallet:
 
         return await self._ask("POST", "/v1/invoices", read, body=body, mutating=True)
 
-    async def find(self, own_id: str) -> tuple[Invoice, ...]:
+    async def find(self, own_id: str, description: str = "") -> tuple[Invoice, ...]:
         """Return every invoice made under `own_id`, oldest first."""
 
         def read(answer: Fields) -> tuple[Invoice, ...]:
@@ -146,20 +149,26 @@ class FakeWallet:
     async def list_invoices(self, since: int) -> tuple[Invoice, ...]:
         """Return invoices created at or after `since`, newest last; `WalletUnavailable` past `MAX_LISTED`."""
 
-        def read(answer: Fields) -> tuple[list[Invoice], int | None]:
-            invoices = [item.invoice() for item in answer.objects("invoices")]
-            if len(listed) + len(invoices) > MAX_LISTED:
-                raise BadAnswer(f"more than {MAX_LISTED} invoices")
-            following = answer.number_or_none("next")
-            if following is not None and (not invoices or following <= after):
-                raise BadAnswer("a list without an end")
-            return invoices, following
+        def read(answer: Fields) -> list[Invoice]:
+            return [item.invoice() for item in answer.objects("invoices")]
 
-        listed: list[Invoice] = []
+        return await self._pages("/v1/invoices", since, read)
+
+    async def _pages(self, path: str, since: int, read: Callable[[Fields], list[_T]]) -> tuple[_T, ...]:
+        def read_page(answer: Fields) -> tuple[list[_T], int | None]:
+            items = read(answer)
+            if len(listed) + len(items) > MAX_LISTED:
+                raise BadAnswer(f"more than {MAX_LISTED} entries")
+            following = answer.number_or_none("next")
+            if following is not None and (not items or following <= after):
+                raise BadAnswer("a list without an end")
+            return items, following
+
+        listed: list[_T] = []
         after = 0
         while True:
             page, following = await self._ask(
-                "GET", "/v1/invoices", read, params={"since": max(0, since), "after": after}
+                "GET", path, read_page, params={"since": max(0, since), "after": after}
             )
             listed += page
             if following is None:
@@ -170,16 +179,28 @@ class FakeWallet:
         """Pay an invoice once per `own_id`; after `WalletAmbiguous` the same call again tells what came of it."""
         body = {"own_id": own_id, "bolt11": bolt11, "max_fee_msats": max_fee_msats}
 
-        def read(answer: Fields) -> Payment:
-            return Payment(
-                payment_hash=answer.digest("payment_hash"),
-                state=answer.state("state"),
-                amount_msats=answer.number("amount_msats"),
-                fee_msats=answer.number("fee_msats"),
-                preimage=answer.digest_or_none("preimage"),
-            )
+        return await self._ask("POST", "/v1/payments", _payment, body=body, mutating=True)
 
-        return await self._ask("POST", "/v1/payments", read, body=body, mutating=True)
+    async def look_up_payment(self, payment_hash: str) -> Payment | None:
+        """Return what became of a payment of ours, or None."""
+        if not is_hex(payment_hash, 64):
+            return None
+
+        def read(answer: Fields) -> Payment | None:
+            item = answer.object_or_none("payment")
+            return None if item is None else _payment(item)
+
+        return await self._ask("GET", f"/v1/payments/{payment_hash}", read)
+
+    async def transactions(self, since: int) -> tuple[Transaction, ...]:
+        """Return invoices and payments from `since` on, newest last."""
+
+        def read(answer: Fields) -> list[Transaction]:
+            return [_outgoing(item) for item in answer.objects("payments")]
+
+        made = [_incoming(invoice) for invoice in await self.list_invoices(since)]
+        paid = await self._pages("/v1/payments", since, read)
+        return tuple(sorted([*made, *paid], key=lambda each: each.created_at))
 
     async def balance_msats(self) -> int:
         """Return the spendable balance."""
@@ -275,6 +296,42 @@ class FakePayer:
         if hashlib.sha256(bytes.fromhex(preimage)).hexdigest() != payment_hash:
             raise http.unclear("answered a preimage of another invoice", mutating=True)
         return preimage
+
+
+def _payment(answer: Fields) -> Payment:
+    return Payment(
+        payment_hash=answer.digest("payment_hash"),
+        state=answer.state("state"),
+        amount_msats=answer.number("amount_msats"),
+        fee_msats=answer.number("fee_msats"),
+        preimage=answer.digest_or_none("preimage"),
+    )
+
+
+def _outgoing(answer: Fields) -> Transaction:
+    paid, at = _payment(answer), answer.number("paid_at", MAX_SECONDS)
+    return Transaction(
+        Direction.OUTGOING,
+        paid.payment_hash,
+        paid.state,
+        paid.amount_msats,
+        created_at=at,
+        fee_msats=paid.fee_msats,
+        settled_at=at,
+    )
+
+
+def _incoming(invoice: Invoice) -> Transaction:
+    settled = invoice.state is PaymentState.SETTLED
+    return Transaction(
+        Direction.INCOMING,
+        invoice.payment_hash,
+        invoice.state,
+        invoice.received_msats if settled else invoice.amount_msats,
+        created_at=invoice.created_at,
+        settled_at=invoice.settled_at,
+        description=invoice.own_id,
+    )
 
 
 def _is_http(url: str) -> bool:

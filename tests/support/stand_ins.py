@@ -24,6 +24,7 @@ from pylon.jobs.ports import (
     Chunk,
     DeliverySink,
     Delta,
+    Direction,
     Finished,
     FinishReason,
     GenerationRequest,
@@ -33,6 +34,7 @@ from pylon.jobs.ports import (
     Payment,
     PaymentState,
     Received,
+    Transaction,
     WalletAmbiguous,
     WalletRefused,
     WalletState,
@@ -356,7 +358,7 @@ class FakeLightning:
         self.made.append(invoice)
         return invoice
 
-    async def find(self, own_id: str) -> tuple[Invoice, ...]:
+    async def find(self, own_id: str, description: str = "") -> tuple[Invoice, ...]:
         self._call("find")
         if self.down_for_find:
             raise WalletUnavailable("the wallet cannot be reached")
@@ -374,6 +376,23 @@ class FakeLightning:
 
     async def pay(self, bolt11: str, *, own_id: str, max_fee_msats: int) -> Payment:
         raise WalletRefused("this wallet only receives")
+
+    async def look_up_payment(self, payment_hash: str) -> Payment | None:
+        self._call("look_up_payment")
+        return None
+
+    async def transactions(self, since: int) -> tuple[Transaction, ...]:
+        return tuple(
+            Transaction(
+                Direction.INCOMING,
+                each.payment_hash,
+                each.state,
+                each.received_msats or each.amount_msats,
+                created_at=each.created_at,
+                settled_at=each.settled_at,
+            )
+            for each in await self.list_invoices(since)
+        )
 
     async def balance_msats(self) -> int:
         return sum(each.received_msats for each in self.made)

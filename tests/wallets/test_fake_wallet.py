@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from pylon.jobs.ports import (
+    Direction,
     InvoiceRequest,
     PaymentState,
     Received,
@@ -223,12 +224,36 @@ async def test_paying_out_is_idempotent_and_exact(tmp_path: Path) -> None:
             with pytest.raises(WalletRefused, match="not a valid invoice"):
                 await client.pay("lnbcrt1qqq", own_id="refund-3", max_fee_msats=13)
             assert await client.balance_msats() == 20_000 - 12_345 - 13
+            assert await client.look_up_payment(payment.payment_hash) == payment
+            assert await client.look_up_payment("00" * 32) is None
         assert await process.books() == {
             "received_msats": 20_000,
             "paid_msats": 12_345,
             "fees_msats": 13,
             "balance_msats": 7_642,
         }
+
+
+async def test_the_list_has_both_directions(tmp_path: Path) -> None:
+    async with WalletProcess(tmp_path) as process:
+        client, payer = process.client(), process.payer()
+        async with client.running():
+            income = await client.create_invoice(order("income", 500_000))
+            await payer.pay(income.bolt11)
+            unpaid = await client.create_invoice(order("unpaid", 7_000))
+            for number in range(PAGE + 1):
+                bolt11 = foreign_invoice(1_000, f"refund {number}")
+                await client.pay(bolt11, own_id=f"refund-{number}", max_fee_msats=10)
+            listed = await client.transactions(income.created_at)
+            assert await client.transactions(int(time.time()) + 60) == ()
+    times = [each.created_at for each in listed]
+    assert times == sorted(times)
+    incoming = {each.payment_hash: each for each in listed if each.direction is Direction.INCOMING}
+    outgoing = [each for each in listed if each.direction is Direction.OUTGOING]
+    assert incoming[income.payment_hash].amount_msats == 500_000
+    assert incoming[income.payment_hash].settled_at is not None
+    assert incoming[unpaid.payment_hash].state is PaymentState.PENDING
+    assert [(each.amount_msats, each.fee_msats) for each in outgoing] == [(1_000, 1)] * (PAGE + 1)
 
 
 async def test_paying_an_own_invoice_settles_it_without_a_fee(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from starlette.routing import Route
 from pylon.wallets.fake_server.bodies import Body, json_body
 from pylon.wallets.fake_server.connections import Connections
 from pylon.wallets.fake_server.faults import PAYER_ACT, Dice, parse_faults
-from pylon.wallets.fake_server.ledger import PAGE, InvoiceRecord, Kept, Ledger, Refused
+from pylon.wallets.fake_server.ledger import PAGE, InvoiceRecord, Kept, Ledger, PaymentRecord, Refused
 from pylon.wallets.fake_server.node import MAX_AMOUNT_MSATS, MAX_DESCRIPTION_BYTES, MAX_EXPIRY_S, Draft
 from pylon.wallets.fake_server.notices import Notices
 
@@ -79,6 +79,10 @@ class FakeWalletApp:
                 Route("/v1/invoices", self._owner(self._find_or_list, "find"), methods=["GET"]),
                 Route("/v1/invoices/{payment_hash}", self._owner(self._look_up, "look_up"), methods=["GET"]),
                 Route("/v1/payments", self._owner(self._pay, "pay"), methods=["POST"]),
+                Route("/v1/payments", self._owner(self._list_payments, "list"), methods=["GET"]),
+                Route(
+                    "/v1/payments/{payment_hash}", self._owner(self._look_up_payment, "look_up"), methods=["GET"]
+                ),
                 Route("/v1/balance", self._owner(self._balance, "balance"), methods=["GET"]),
                 Route("/v1/settlements", self._owner(self._settlements), methods=["GET"]),
                 Route("/v1/faults", self._owner(self._faults), methods=["GET", "PUT"]),
@@ -141,16 +145,17 @@ class FakeWalletApp:
         )
         if payment.settled is not None:
             self.notices.publish(_line(payment.settled))
-        return _answer(
-            {
-                "own_id": payment.own_id,
-                "payment_hash": payment.payment_hash,
-                "state": "settled",
-                "amount_msats": payment.amount_msats,
-                "fee_msats": payment.fee_msats,
-                "preimage": payment.preimage,
-            }
-        )
+        return _answer(_paid(payment))
+
+    async def _look_up_payment(self, request: Request) -> Response:
+        payment = await self._call(self._ledger.payment, request.path_params["payment_hash"])
+        return _answer({"payment": None if payment is None else _paid(payment)})
+
+    async def _list_payments(self, request: Request) -> Response:
+        query = Body(request.query_params)
+        page = await self._call(self._ledger.payments_since, query.digits("since"), query.digits("after"))
+        more = page[-1][0] if len(page) == PAGE else None
+        return _answer({"payments": [_paid(payment) for _, payment in page], "next": more})
 
     async def _balance(self, _: Request) -> Response:
         totals = await self._call(self._ledger.totals)
@@ -286,6 +291,18 @@ class FakeWalletApp:
 
 def _answer(value: dict[str, Any], status: int = 200) -> Response:
     return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def _paid(payment: PaymentRecord) -> dict[str, Any]:
+    return {
+        "own_id": payment.own_id,
+        "payment_hash": payment.payment_hash,
+        "state": "settled",
+        "amount_msats": payment.amount_msats,
+        "fee_msats": payment.fee_msats,
+        "paid_at": payment.paid_at,
+        "preimage": payment.preimage,
+    }
 
 
 def _line(invoice: InvoiceRecord) -> bytes:

@@ -59,6 +59,10 @@ _SELECT_INVOICE: Final = """
 SELECT number, payment_hash, own_id, bolt11, amount_msats, created_at, expires_at, reported_msats, settled_at, state
 FROM invoices WHERE """
 
+_SELECT_PAYMENT: Final = """
+SELECT payments.own_id, payment_hash, payments.amount_msats, fee_msats, paid_at, preimage
+FROM payments LEFT JOIN invoices USING (payment_hash) WHERE """
+
 
 class Refused(Exception):
     """The wallet says no: an HTTP status and one sentence."""
@@ -112,6 +116,7 @@ class PaymentRecord:
     payment_hash: str
     amount_msats: int
     fee_msats: int
+    paid_at: int
     preimage: str | None = field(default=None, repr=False)
     settled: InvoiceRecord | None = None
 
@@ -240,6 +245,20 @@ class Ledger:
             assert done is not None
             return replace(done, settled=settled)
 
+    def payment(self, payment_hash: str) -> PaymentRecord | None:
+        """Return the payment of an invoice, or None when it was not paid from here."""
+        found = self._payments("payments.payment_hash = ?", (payment_hash,))
+        return found[0] if found else None
+
+    def payments_since(self, since: int, after: int) -> list[tuple[int, PaymentRecord]]:
+        """Return up to `PAGE` payments made at or after `since` and numbered above `after`, oldest first."""
+        numbers = self._db.execute(
+            "SELECT rowid, own_id FROM payments WHERE paid_at >= ? AND rowid > ? ORDER BY rowid LIMIT ?",
+            (since, after, PAGE),
+        ).fetchall()
+        found = [(number, self._payment(own_id)) for number, own_id in numbers]
+        return [(number, payment) for number, payment in found if payment is not None]
+
     def totals(self) -> Totals:
         """Return the sums of all entries."""
         sums = dict(self._db.execute("SELECT kind, SUM(amount_msats) FROM entries GROUP BY kind").fetchall())
@@ -296,12 +315,12 @@ class Ledger:
         return [_record(row) for row in cursor]
 
     def _payment(self, own_id: str) -> PaymentRecord | None:
-        row = self._db.execute(
-            "SELECT payments.own_id, payment_hash, payments.amount_msats, fee_msats, preimage"
-            " FROM payments LEFT JOIN invoices USING (payment_hash) WHERE payments.own_id = ?",
-            (own_id,),
-        ).fetchone()
-        return None if row is None else PaymentRecord(*row)
+        found = self._payments("payments.own_id = ?", (own_id,))
+        return found[0] if found else None
+
+    def _payments(self, where: str, values: tuple[Any, ...]) -> list[PaymentRecord]:
+        # `where` is a constant too.
+        return [PaymentRecord(*row) for row in self._db.execute(_SELECT_PAYMENT + where, values)]
 
     def _meta(self, name: str, make: Callable[[], str]) -> str:
         self._db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, make()))
