@@ -19,7 +19,7 @@ from pylon.nostr.nip90 import FeedbackStatus
 from pylon.store.records import InvoiceRow, InvoiceState, Money, Work
 from tests.support.events import CUSTOMER, STRANGER
 from tests.support.house import PRICE_MSATS, House, World, open_house, rows, until
-from tests.support.stand_ins import RELAY, Ambiguous, CreateFault, FakeBackend, Hang, Lie, Refusal, Unavailable
+from tests.support.stand_ins import RELAY, Ambiguous, Bug, CreateFault, FakeBackend, Hang, Lie, Refusal, Unavailable
 
 
 async def ends_paid(house: House, request: Event, *, received_msats: int = PRICE_MSATS) -> None:
@@ -249,6 +249,20 @@ async def test_while_the_wallet_cannot_say_no_second_invoice_is_made(tmp_path: P
         await house.pay(request.id)
         await ends_paid(house, request)
         assert len(world.wallet.made) == 1
+
+
+async def test_a_bug_in_a_wallet_costs_neither_the_daemon_nor_the_job(tmp_path: Path) -> None:
+    world = World(tmp_path / "db")
+    world.cashier = replace(world.cashier, retry_max_s=0.01)
+    world.wallet.create_faults.append(Bug())
+    async with open_house(world) as house:
+        request = house.ask()
+        invoice = await house.invoiced(request.id)
+        assert invoice.bolt11 is not None
+        assert house.cashier is not None
+        assert house.cashier.counters["fault"] == 1
+        world.wallet.settle(world.wallet.made[0].payment_hash)
+        await ends_paid(house, request)
 
 
 async def test_a_wallet_that_is_down_makes_the_invoice_later(tmp_path: Path) -> None:
