@@ -133,13 +133,14 @@ class QueueLine:
 
 @dataclass(frozen=True, slots=True)
 class BooksLine:
-    """Settled money: `received = earned + owed` and `owed = in_work + refund_due`, all msats."""
+    """Settled money: `received = earned + owed` and `owed = in_work + refund_due + deposits`, all msats."""
 
     received_msats: int = 0
     earned_msats: int = 0
     owed_msats: int = 0
     in_work_msats: int = 0
     refund_due_msats: int = 0
+    deposits_msats: int = 0
 
 
 @dataclass(frozen=True, slots=True)

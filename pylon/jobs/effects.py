@@ -49,11 +49,22 @@ class BookMoney:
     payment_hash: str
     amount_msats: int
     settled_at: int
+    zap: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BookGift:
+    """Book a zap that pays for no work, once by payment hash: as the customer's deposit or as a tip."""
+
+    payment_hash: str
+    amount_msats: int
+    settled_at: int
+    to_deposit: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Earn:
-    """What was owed for the work is earned, up to the price."""
+    """What was owed for the work is earned, up to the price; what is beyond it becomes a deposit, or a tip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +138,7 @@ Effect = (
     | CloseInvoices
     | EndInvoice
     | BookMoney
+    | BookGift
     | Earn
     | Enqueue
     | BeginAttempt

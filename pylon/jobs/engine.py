@@ -196,11 +196,10 @@ class Engine:
         if self._open.get(job.id) is not None:
             done(None)
             return
-        first = begin(job, mode)
-        self._open.put(first.job)  # it takes its place before COMMIT, so that a burst finds it taken
+        self._open.put(begin(job, mode).job)  # it takes its place before COMMIT, so that a burst finds it taken
 
         def run(tx: Tx) -> Moved:
-            return self._recorder.accept(tx, first, request_json, start=start, now=now)
+            return self._recorder.accept(tx, job, mode, request_json, start=start, now=now)
 
         def committed(moved: Moved) -> None:
             self._carry_out(moved, text)
@@ -235,6 +234,17 @@ class Engine:
             return False
         kind = facts.Paid if amount_msats >= row.amount_msats else facts.PaidShort
         await self.apply(row.job_id, kind(payment_hash, amount_msats, settled_at))
+        return True
+
+    async def zapped(
+        self, event_id: str, payment_hash: str, amount_msats: int, settled_at: int, payer: str
+    ) -> bool:
+        """Apply a zap to the job whose reply it was sent to; False when no reply of ours has this event id."""
+        job = await self.query(lambda tx: tx.job_of_reply(event_id))
+        if job is None:
+            return False
+        by_customer = payer == job.customer
+        await self.apply(job.id, facts.Zapped(payment_hash, amount_msats, settled_at, by_customer))
         return True
 
     async def query(self, read: Callable[[Tx], T]) -> T:

@@ -61,6 +61,16 @@ class PaidShort:
 
 
 @dataclass(frozen=True, slots=True)
+class Zapped:
+    """First sight of a zap (NIP-57) to the event that asked for payment or to the result."""
+
+    payment_hash: str
+    amount_msats: int
+    settled_at: int
+    by_customer: bool
+
+
+@dataclass(frozen=True, slots=True)
 class InvoiceDead:
     """The wallet was asked: unpaid and past paying. `lost_early`: it died before its expiry."""
 
@@ -111,12 +121,16 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """Attempt `attempt` of a postpaid job gave its text; by actual use it costs `price_msats`, never nothing."""
+    """Attempt `attempt` of a postpaid job gave its text; by actual use it costs `price_msats`, never nothing.
+
+    `deposit_msats` is what the customer's deposit pays of it, as the recorder finds it.
+    """
 
     attempt: int
     text: str
     price_msats: int
     usage: Usage
+    deposit_msats: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +181,7 @@ Fact = (
     | InvoiceRefused
     | Paid
     | PaidShort
+    | Zapped
     | InvoiceDead
     | Started
     | Rerouted

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
 import orjson
@@ -18,6 +18,7 @@ from pylon.jobs import effects as do
 from pylon.jobs import facts
 from pylon.jobs import lifecycle as life
 from pylon.jobs.ports import Invoice
+from pylon.jobs.pricing import MSATS_PER_SAT
 from pylon.nostr.event import Draft, parse_event
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import Denial, FeedbackStatus
@@ -40,9 +41,10 @@ from pylon.store.records import (
 from pylon.store.tx import Tx
 
 _FINISHED_MONEY: Final = frozenset({Money.NONE, Money.VOID, Money.SETTLED, Money.UNPAID, Money.REFUND_DUE})
+_HAS_RESULT: Final = frozenset({Work.PRODUCED, Work.DELIVERED})
 NO_BOOKS: Final = Books(0, 0, 0, 0)
-_TOLD_BY_WALLETS: Final = frozenset({facts.Paid, facts.PaidShort, facts.InvoiceDead})
-_NOTHING_TO_STORE: Final = frozenset({do.Announce, do.Enqueue, do.StopWork})
+_TOLD_BY_WALLETS: Final = frozenset({facts.Paid, facts.PaidShort, facts.Zapped, facts.InvoiceDead})
+_NOTHING_TO_STORE: Final = frozenset({do.Announce, do.Enqueue, do.StopWork, do.KeepOutput})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +83,15 @@ class Recorder:
         self._key = key
         self._config = config
 
-    def accept(self, tx: Tx, first: life.Step, request_json: str, *, start: bool, now: int) -> Moved:
-        """Store a new job as `lifecycle.begin` gave it, its first attempt begun if `start`.
+    def accept(self, tx: Tx, job: Job, mode: facts.Mode, request_json: str, *, start: bool, now: int) -> Moved:
+        """Store a new job as `lifecycle.begin` gives it, its first attempt begun if `start`.
 
-        Fails with `AlreadyAccepted` if its request was accepted before.
+        What its customer has as a deposit pays first. Fails with `AlreadyAccepted` if its request was accepted
+        before.
         """
+        if mode is facts.Mode.PREPAY:
+            job = job.evolve(deposit_msats=_usable(tx.deposit_of(job.customer), job.price_msats))
+        first = life.begin(job, mode)
         job, effects = first.job, list(first.effects)
         if start:
             started = life.step(job, facts.Started(), self._config.rules)
@@ -108,10 +114,15 @@ class Recorder:
         for fact in news:
             if type(fact) in _TOLD_BY_WALLETS and _is_old(tx, fact):
                 continue
+            if isinstance(fact, facts.Metered):
+                deposit_msats = tx.deposit_of(job.customer)
+                fact = replace(fact, deposit_msats=_usable(deposit_msats, fact.price_msats))  # noqa: PLW2901
             done = life.step(job, fact, self._config.rules)
             job = done.job
             for effect in done.effects:
-                if isinstance(effect, do.DeliverBilled):
+                if isinstance(effect, do.KeepOutput):
+                    tx.keep_output(job.id, effect.text)  # at once: the result may be made of it in this same step
+                elif isinstance(effect, do.DeliverBilled):
                     effect = self._make_result(tx, job, effect.invoice, now)  # noqa: PLW2901
                     job = job.evolve(result_id=effect.event_id)
                 effects.append(effect)
@@ -129,7 +140,7 @@ class Recorder:
         request_json, text = tx.request_json(job.id), tx.output(job.id)
         assert request_json is not None and text is not None, "both are kept until the job is finished"
         request = parse_event(orjson.loads(request_json))
-        due = job.price_msats if job.money is not Money.NONE else None
+        due = (job.price_msats - job.deposit_msats or None) if job.money is not Money.NONE else None
         bolt11 = None if invoice is None else invoice.bolt11
         hint = self._config.relay_hint
         try:
@@ -159,7 +170,7 @@ class Recorder:
     def _store(self, tx: Tx, moved: Moved, now: int) -> Moved:
         job, before = moved.job, moved.before
         # Free jobs, the fast path, have no money to count.
-        has_money = job.money is not Money.NONE
+        has_money = job.money is not Money.NONE or job.deposit_msats or _moves_money(moved.effects)
         old = books_of(before, tx.settlements_of(job.id)) if has_money and before is not None else NO_BOOKS
         for effect in moved.effects:
             if type(effect) not in _NOTHING_TO_STORE:  # the states say it
@@ -177,21 +188,16 @@ class Recorder:
                 tx.end_attempt(_ended(job.id, number, now, outcome, usage))
             case do.DeliverResult(event_id, event_json):
                 self._send(tx, moved, OutboxTopic.RESULT, event_id=event_id, event_json=event_json, now=now)
-            case do.KeepOutput(text):
-                tx.keep_output(job.id, text)
             case do.WantInvoice() | do.OpenInvoice() | do.RetireInvoice() | do.CloseInvoices():
                 self._store_invoice(tx, moved, effect, now)
             case do.EndInvoice(payment_hash):
                 tx.end_invoice(payment_hash, InvoiceState.DEAD)
-            case do.BookMoney(payment_hash, amount_msats, settled_at):
-                tx.book(Settlement(payment_hash, job.id, amount_msats, 0, settled_at))
-                tx.end_invoice(payment_hash, InvoiceState.PAID)
-            case do.Earn():
-                tx.earn(job.id, job.price_msats)
+            case do.BookMoney() | do.BookGift() | do.Earn():
+                _store_money(tx, job, effect)
             case do.Say(status) if status is FeedbackStatus.SUCCESS and not self._config.success_feedback:
                 pass
             case do.Say():
-                event = self._feedback(job, effect).sign(self._key, now)
+                event = self._feedback(job, effect, tx.deposit_of(job.customer)).sign(self._key, now)
                 self._send(
                     tx,
                     moved,
@@ -201,8 +207,8 @@ class Recorder:
                     now=now,
                     until=effect.invoice.expires_at if effect.invoice else None,
                 )
-            case do.DeliverBilled() | do.Announce() | do.Enqueue() | do.StopWork():
-                raise AssertionError("nothing to store, or made a result before")
+            case do.DeliverBilled() | do.KeepOutput() | do.Announce() | do.Enqueue() | do.StopWork():
+                raise AssertionError("nothing to store, or stored before")
             case _:
                 assert_never(effect)
 
@@ -223,7 +229,7 @@ class Recorder:
                     own_id=f"pylon-{uuid.uuid4().hex}",
                     job_id=job.id,
                     number=number,
-                    amount_msats=job.price_msats,
+                    amount_msats=job.price_msats - job.deposit_msats,
                     created_at=now,
                     expires_at=expires_at,
                 )
@@ -261,7 +267,7 @@ class Recorder:
         tx.add_outbox(item)
         moved.items.append(item)
 
-    def _feedback(self, job: Job, say: do.Say) -> Draft:
+    def _feedback(self, job: Job, say: do.Say, deposit_msats: int) -> Draft:
         hint = self._config.relay_hint
         if say.invoice is not None:
             return payment_required_draft(
@@ -271,28 +277,68 @@ class Recorder:
                 bolt11=say.invoice.bolt11,
                 invoice_expires_at=say.invoice.expires_at,
                 eta_s=say.eta_s,
+                deposit_msats=job.deposit_msats,
                 relay_hint=hint,
             )
         if say.prefix is not None:
             return error_draft(job.id, job.customer, Denial(say.prefix, say.sentence), relay_hint=hint)
         info = f"Delivered; {job.price_msats} msats settled."
+        if job.deposit_msats:
+            info += f" {job.deposit_msats} of them came from your deposit."
+        if deposit_msats:
+            info += f" {deposit_msats} msats that you paid beyond your prices are kept for your next job here."
         return feedback_draft(job.id, job.customer, say.status, info=info, relay_hint=hint)
 
 
 def books_of(job: Job, settlements: Sequence[Settlement]) -> Books:
-    """Return what one job adds to the books: its owed money is in work while the work is, else to be refunded."""
+    """Return what one job adds to the books: its rest is in work while the work is, else it is to be refunded."""
     received = sum(each.amount_msats for each in settlements)
-    earned = sum(each.earned_msats for each in settlements)
-    in_work = 0
-    if job.money is Money.SETTLED and job.work in UNDER_WAY:
-        in_work = min(received - earned, job.price_msats)
-    return Books(received, earned, in_work, received - earned - in_work)
+    earned = sum(each.earned_msats + each.tip_msats for each in settlements)
+    rest = sum(each.rest_msats for each in settlements)
+    under_way = job.money is Money.SETTLED and job.work in UNDER_WAY
+    in_work, refund_due = (rest, 0) if under_way else (0, rest)
+    if job.money is Money.SETTLED and job.work in ENDED:
+        earned += job.deposit_msats
+    else:
+        in_work += job.deposit_msats
+    kept = sum(each.deposit_msats for each in settlements)
+    return Books(received, earned, in_work, refund_due, kept - job.deposit_msats)
+
+
+def _usable(deposit_msats: int, price_msats: int) -> int:
+    """Return what a deposit pays of a price: all of it, or whole sats, since wallets invoice no less."""
+    if deposit_msats >= price_msats:
+        return price_msats
+    return deposit_msats // MSATS_PER_SAT * MSATS_PER_SAT
+
+
+def _moves_money(effects: Sequence[do.Effect]) -> bool:
+    return any(isinstance(each, do.BookMoney | do.BookGift) for each in effects)
+
+
+def _store_money(tx: Tx, job: Job, effect: do.BookMoney | do.BookGift | do.Earn) -> None:
+    match effect:
+        case do.BookMoney(payment_hash, amount_msats, settled_at, zap):
+            tx.book(Settlement(payment_hash, job.id, amount_msats, 0, settled_at, zap=zap))
+            tx.end_invoice(payment_hash, InvoiceState.PAID)
+            if job.money is Money.SETTLED and job.work in ENDED:
+                tx.earn(job)
+            elif job.money is Money.NONE and job.work in _HAS_RESULT:
+                tx.earn(job.evolve(price_msats=0))  # it was free: whatever came in is beyond its price
+        case do.BookGift(payment_hash, amount_msats, settled_at, to_deposit):
+            deposit_msats = amount_msats if to_deposit else 0
+            tip_msats = amount_msats - deposit_msats
+            tx.book(
+                Settlement(payment_hash, job.id, amount_msats, 0, settled_at, deposit_msats, tip_msats, zap=True)
+            )
+        case do.Earn():
+            tx.earn(job)
 
 
 def _is_old(tx: Tx, fact: facts.Fact) -> bool:
     """Tell whether a wallet's news were heard before: money already booked, an invoice that has ended."""
     match fact:
-        case facts.Paid(payment_hash) | facts.PaidShort(payment_hash):
+        case facts.Paid(payment_hash) | facts.PaidShort(payment_hash) | facts.Zapped(payment_hash):
             return tx.is_booked(payment_hash)
         case facts.InvoiceDead(payment_hash):
             row = tx.invoice_by_hash(payment_hash)

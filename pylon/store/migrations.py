@@ -130,7 +130,17 @@ CREATE TABLE settlements (
 CREATE INDEX settlements_job ON settlements (job);
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_V1,)
+# What a customer paid beyond a price is kept for its next job; zaps.
+_V2 = """
+ALTER TABLE jobs ADD COLUMN deposit_msats INTEGER DEFAULT '0' NOT NULL;
+CREATE INDEX jobs_deposit ON jobs (number) WHERE deposit_msats > 0;
+ALTER TABLE settlements ADD COLUMN deposit_msats INTEGER DEFAULT '0' NOT NULL;
+ALTER TABLE settlements ADD COLUMN tip_msats INTEGER DEFAULT '0' NOT NULL;
+ALTER TABLE settlements ADD COLUMN zap INTEGER DEFAULT '0' NOT NULL;
+CREATE INDEX settlements_deposit ON settlements (job) WHERE deposit_msats > 0;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2)
 
 
 def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...] = MIGRATIONS) -> int:

@@ -79,6 +79,7 @@ class Job:
     """One accepted job request. Times are unix seconds, money is msats; `id` is the request's event id.
 
     `max_tokens` is the output that was priced. A `postpaid` job's price is the quoted one until its use is metered.
+    `deposit_msats` is what of the price the customer's deposit pays: held or spent, 0 once the work is gone.
     The request's own text lives apart (`Tx.request_json`): it is erased long before the row is.
     """
 
@@ -99,6 +100,7 @@ class Job:
     attempts: int = 0
     partial_sent: bool = False
     invoices: int = 0
+    deposit_msats: int = 0
     result_id: str | None = None
     reason: str = ""
     updated_at: int = 0
@@ -131,13 +133,25 @@ class InvoiceRow:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """Money received once: `owed_msats = amount_msats - earned_msats` until it is refunded."""
+    """Money received once, by an invoice of ours or as a `zap`.
+
+    Of its amount `earned_msats` is earned by the work, `tip_msats` given beyond the price, and `deposit_msats` kept
+    for the customer's next job. The rest is owed: to work under way, or to be refunded.
+    """
 
     payment_hash: str
     job_id: str
     amount_msats: int
     earned_msats: int
     settled_at: int
+    deposit_msats: int = 0
+    tip_msats: int = 0
+    zap: bool = False
+
+    @property
+    def rest_msats(self) -> int:
+        """What is neither earned nor kept as a deposit."""
+        return self.amount_msats - self.earned_msats - self.deposit_msats - self.tip_msats
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,17 +197,18 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """Money sums over all settlements: `received = earned + in_work + refund_due`, all msats."""
+    """Money sums over all settlements: `received = earned + in_work + refund_due + deposits`, all msats."""
 
     received_msats: int
     earned_msats: int
     in_work_msats: int
     refund_due_msats: int
+    deposits_msats: int = 0
 
     @property
     def owed_msats(self) -> int:
-        """Money that is not ours (yet): for work under way, or to be given back."""
-        return self.in_work_msats + self.refund_due_msats
+        """Money that is not ours (yet): for work under way, to be given back, or kept for a customer's next job."""
+        return self.in_work_msats + self.refund_due_msats + self.deposits_msats
 
     def __add__(self, other: Books) -> Books:
         return Books(
@@ -201,6 +216,7 @@ class Books:
             self.earned_msats + other.earned_msats,
             self.in_work_msats + other.in_work_msats,
             self.refund_due_msats + other.refund_due_msats,
+            self.deposits_msats + other.deposits_msats,
         )
 
     def __sub__(self, other: Books) -> Books:
@@ -209,4 +225,5 @@ class Books:
             self.earned_msats - other.earned_msats,
             self.in_work_msats - other.in_work_msats,
             self.refund_due_msats - other.refund_due_msats,
+            self.deposits_msats - other.deposits_msats,
         )

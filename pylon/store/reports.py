@@ -44,7 +44,8 @@ class Takings:
     money: Money
     price_msats: int
     received_msats: int
-    earned_msats: int
+    earned_msats: int  # tips included
+    deposit_msats: int
 
 
 class Reports:
@@ -130,7 +131,8 @@ class Reports:
                 jobs.c.money,
                 jobs.c.price_msats,
                 money.c.amount_msats,
-                money.c.earned_msats,
+                money.c.earned_msats + money.c.tip_msats,
+                money.c.deposit_msats,
             )
             .join(jobs, jobs.c.number == money.c.job)
             .order_by(literal_column("settlements.rowid"))

@@ -33,12 +33,14 @@ jobs = Table(
     Column("reason", Text, nullable=False),
     Column("updated_at", Integer, nullable=False),
     Column("purge_at", Integer),
+    Column("deposit_msats", Integer, nullable=False, server_default="0"),
     CheckConstraint("price_msats >= 0"),
 )
 # Only unfinished jobs and those with text left to erase are indexed: the rest of the table is history.
 Index("jobs_unfinished", jobs.c.number, sqlite_where=jobs.c.purge_at.is_(None))
 Index("jobs_purge", jobs.c.purge_at, sqlite_where=jobs.c.purge_at > 0)
 Index("jobs_postpaid", jobs.c.number, sqlite_where=jobs.c.postpaid > 0)
+Index("jobs_deposit", jobs.c.number, sqlite_where=jobs.c.deposit_msats > 0)
 
 requests = Table(
     "requests",
@@ -97,9 +99,13 @@ settlements = Table(
     Column("amount_msats", Integer, nullable=False),
     Column("earned_msats", Integer, nullable=False),
     Column("settled_at", Integer, nullable=False),
+    Column("deposit_msats", Integer, nullable=False, server_default="0"),
+    Column("tip_msats", Integer, nullable=False, server_default="0"),
+    Column("zap", Integer, nullable=False, server_default="0"),
     CheckConstraint("earned_msats >= 0 AND earned_msats <= amount_msats"),
 )
 Index("settlements_job", settlements.c.job)
+Index("settlements_deposit", settlements.c.job, sqlite_where=settlements.c.deposit_msats > 0)
 
 outbox = Table(
     "outbox",

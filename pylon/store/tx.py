@@ -33,6 +33,8 @@ from pylon.store.records import (
     Work,
 )
 
+REPLIES_SEARCHED: Final = 200_000
+
 _JOB: Final = ", ".join(rows.JOB_COLUMNS)
 _ATTEMPT: Final = ", ".join(rows.ATTEMPT_COLUMNS)
 _SETTLEMENT: Final = ", ".join(rows.SETTLEMENT_COLUMNS)
@@ -51,6 +53,7 @@ class Tx:
         self._numbers: dict[str, int] = {}  # of those, and of whatever this group touched
         self._touched: set[str] = set()
         self._pending: dict[str, tuple[int, str, OutboxTopic]] = {}
+        self._deposits: dict[str, int] = {}
         self._undo: list[tuple[dict[str, Any], str, Any]] = []  # a memory, a key, what was there (None: nothing)
         self._next_job = self._next("jobs")
         self._next_item = self._next("outbox")
@@ -61,6 +64,7 @@ class Tx:
         )
         for event_id, number, job_id, topic in found:
             self._pending[event_id] = (number, job_id, OutboxTopic(topic))
+        self._load_deposits()
 
     def _next(self, table: str, number: str = "number") -> int:
         (last,) = self._connection.execute(f"SELECT coalesce(max({number}), 0) FROM {table}").fetchone()
@@ -123,6 +127,7 @@ class Tx:
         self._next_job += 1
         self._batch.insert(rows.INSERT_JOB, (number, *rows.job_row(job)))
         self._batch.insert(rows.INSERT_REQUEST, (number, request_json))
+        self._add_deposit(job.customer, -job.deposit_msats)
         self._remember(job)
 
     def job(self, job_id: str) -> Job | None:
@@ -141,6 +146,7 @@ class Tx:
         self._number(after.id)
         stored_version, _ = self._saves.get(after.id, (before.version, before))
         self._saves[after.id] = (stored_version, after)
+        self._add_deposit(after.customer, before.deposit_msats - after.deposit_msats)
         self._remember(after)
 
     def _remember(self, job: Job) -> None:
@@ -315,15 +321,20 @@ class Tx:
     def book(self, settlement: Settlement) -> bool:
         """Book money once; False when this payment hash is booked already."""
         done = self._execute(
-            f"INSERT INTO settlements (job, {_SETTLEMENT}) VALUES (?,?,?,?,?) ON CONFLICT DO NOTHING",
+            f"INSERT INTO settlements (job, {_SETTLEMENT}) VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
             (
                 self._number(settlement.job_id),
                 settlement.payment_hash,
                 settlement.amount_msats,
                 settlement.earned_msats,
                 settlement.settled_at,
+                settlement.deposit_msats,
+                settlement.tip_msats,
+                int(settlement.zap),
             ),
         )
+        if done.rowcount and settlement.deposit_msats:
+            self._add_deposit(self._customer(settlement.job_id), settlement.deposit_msats)
         return bool(done.rowcount)
 
     def is_booked(self, payment_hash: str) -> bool:
@@ -331,20 +342,25 @@ class Tx:
         found = self._execute("SELECT 1 FROM settlements WHERE payment_hash = ?", (payment_hash,)).fetchone()
         return found is not None
 
-    def earn(self, job_id: str, price_msats: int) -> int:
-        """Turn up to the price of what a job's first settlement holds from owed into earned; return how much.
+    def earn(self, job: Job) -> None:
+        """Turn what is owed for a job's work into earned, and what is beyond its price into a deposit or a tip.
 
-        Counts once: a job that has earned already earns nothing more.
+        The first settlement pays the price, less what a deposit paid of it; whatever else came in is beyond it. May
+        be told again when more comes in.
         """
-        settlements = self.settlements_of(job_id)
-        if not settlements or any(each.earned_msats for each in settlements):
-            return 0
-        first = settlements[0]
-        earned_msats = min(first.amount_msats, price_msats)
-        self._execute(
-            "UPDATE settlements SET earned_msats=? WHERE payment_hash=?", (earned_msats, first.payment_hash)
-        )
-        return earned_msats
+        settlements = self.settlements_of(job.id)
+        paid = any(each.earned_msats for each in settlements)
+        for number, each in enumerate(settlements):
+            due_msats = job.price_msats - job.deposit_msats if number == 0 and not paid else 0
+            earned_msats = min(each.rest_msats, due_msats)
+            beyond_msats = each.rest_msats - earned_msats
+            to_deposit = 0 if each.zap else beyond_msats
+            self._execute(
+                "UPDATE settlements SET earned_msats = earned_msats + ?, deposit_msats = deposit_msats + ?,"
+                " tip_msats = tip_msats + ? WHERE payment_hash = ?",
+                (earned_msats, to_deposit, beyond_msats - to_deposit, each.payment_hash),
+            )
+            self._add_deposit(job.customer, to_deposit)
 
     def settlements_of(self, job_id: str) -> list[Settlement]:
         """Return what was received for a job, in the order it was booked."""
@@ -355,14 +371,48 @@ class Tx:
 
     def books(self) -> Books:
         """Return the sums over all settlements."""
-        received, earned, in_work = self._execute(
-            "SELECT coalesce(sum(received), 0), coalesce(sum(earned), 0), coalesce(sum(CASE WHEN money = 'settled'"
-            " AND work IN ('queued', 'running', 'produced') THEN min(received - earned, price) ELSE 0 END), 0)"
-            " FROM (SELECT j.money AS money, j.work AS work, j.price_msats AS price,"
-            " sum(s.amount_msats) AS received, sum(s.earned_msats) AS earned"
-            " FROM settlements s JOIN jobs j ON j.number = s.job GROUP BY s.job)"
+        received, earned, kept, in_work = self._execute(
+            "SELECT coalesce(sum(s.amount_msats), 0), coalesce(sum(s.earned_msats + s.tip_msats), 0),"
+            " coalesce(sum(s.deposit_msats), 0), coalesce(sum(CASE WHEN j.money = 'settled' AND j.work IN"
+            " ('queued', 'running', 'produced')"
+            " THEN s.amount_msats - s.earned_msats - s.tip_msats - s.deposit_msats ELSE 0 END), 0)"
+            " FROM settlements s JOIN jobs j ON j.number = s.job"
         ).fetchone()
-        return Books(received, earned, in_work, received - earned - in_work)
+        taken, spent = self._execute(
+            "SELECT coalesce(sum(deposit_msats), 0), coalesce(sum(CASE WHEN money = 'settled'"
+            " AND work IN ('delivered', 'cancelled') THEN deposit_msats ELSE 0 END), 0)"
+            " FROM jobs WHERE deposit_msats > 0"
+        ).fetchone()
+        refund_due = received - earned - kept - in_work
+        return Books(received, earned + spent, in_work + taken - spent, refund_due, kept - taken)
+
+    # --- deposits ---------------------------------------------------------------------------------------------
+
+    def deposit_of(self, customer: str) -> int:
+        """Return what a customer paid beyond its prices and has not used, in msats."""
+        return self._deposits.get(customer, 0)
+
+    def _add_deposit(self, customer: str, amount_msats: int) -> None:
+        if amount_msats:
+            before = self._deposits.get(customer)
+            self._undo.append((self._deposits, customer, before))
+            self._deposits[customer] = (before or 0) + amount_msats
+            if not self._deposits[customer]:
+                del self._deposits[customer]
+
+    def _customer(self, job_id: str) -> str:
+        job = self.job(job_id)
+        assert job is not None, "money is booked for jobs that exist"
+        return job.customer
+
+    def _load_deposits(self) -> None:
+        for sql in (
+            "SELECT j.customer, s.deposit_msats FROM settlements s JOIN jobs j ON j.number = s.job"
+            " WHERE s.deposit_msats > 0",
+            "SELECT customer, -deposit_msats FROM jobs WHERE deposit_msats > 0",
+        ):
+            for customer, amount_msats in self._connection.execute(sql):
+                self._deposits[customer] = self._deposits.get(customer, 0) + amount_msats
 
     # --- outbox -----------------------------------------------------------------------------------------------
 
@@ -390,6 +440,17 @@ class Tx:
             " WHERE o.state = 'pending' ORDER BY o.number"
         )
         return [rows.outbox_of(row[0], row[1:]) for row in found]
+
+    def job_of_reply(self, event_id: str) -> Job | None:
+        """Return the job to which one of our newest `REPLIES_SEARCHED` events belongs, or None.
+
+        There is no index on event ids, which every job would pay for: this is asked of paid zaps alone.
+        """
+        row = self._execute(
+            "SELECT j.id FROM outbox o JOIN jobs j ON j.number = o.job WHERE o.number > ? AND o.event_id = ?",
+            (self._next_item - REPLIES_SEARCHED, event_id),
+        ).fetchone()
+        return None if row is None else self.job(row[0])
 
     def dead_letters(self) -> int:
         """Return how many items ended unconfirmed."""

@@ -148,13 +148,13 @@ async def test_told_again_and_again_it_is_booked_once(tmp_path: Path) -> None:
         await ends_paid(house, request)
 
 
-async def test_what_is_too_much_is_owed(tmp_path: Path) -> None:
+async def test_what_is_too_much_is_kept_for_the_next_job(tmp_path: Path) -> None:
     world = World(tmp_path / "db")
     async with open_house(world) as house:
         request = house.ask()
         await house.pay(request.id, PRICE_MSATS + 1)
         await ends_paid(house, request, received_msats=PRICE_MSATS + 1)
-        assert house.engine.books.refund_due_msats == 1
+        assert house.engine.books.deposits_msats == 1
 
 
 @pytest.mark.parametrize("push", [False, True])
@@ -522,7 +522,7 @@ async def test_an_invoice_that_the_wallet_closed_early_is_replaced(tmp_path: Pat
         await ends_paid(house, request)
 
 
-async def test_the_second_invoice_of_a_job_is_owed_when_it_is_paid_too(tmp_path: Path) -> None:
+async def test_the_second_invoice_of_a_job_pays_for_the_next_when_it_is_paid_too(tmp_path: Path) -> None:
     world = World(tmp_path / "db")
     async with open_house(world) as house:
         request = house.ask()
@@ -535,7 +535,7 @@ async def test_the_second_invoice_of_a_job_is_owed_when_it_is_paid_too(tmp_path:
         world.wallet.settle(first)
         await until(lambda: house.engine.books.received_msats == 2 * PRICE_MSATS)
         await ends_paid(house, request, received_msats=2 * PRICE_MSATS)
-        assert house.engine.books.refund_due_msats == PRICE_MSATS
+        assert house.engine.books.deposits_msats == PRICE_MSATS
 
 
 async def test_a_lost_invoice_that_is_paid_after_all_is_taken(tmp_path: Path) -> None:

@@ -69,12 +69,16 @@ FACTS: dict[str, list[facts.Fact]] = {
     "invoice_refused": [facts.InvoiceRefused("own", "no")],
     "paid": [facts.Paid(HASH, 2000, 150)],
     "paid_short": [facts.PaidShort(HASH, 1, 150)],
+    "zapped": [facts.Zapped(HASH, amount, 150, whose) for amount in (1, 2000) for whose in (False, True)],
     "invoice_dead": [facts.InvoiceDead(HASH, lost_early=early) for early in (False, True)],
     "started": [facts.Started(), facts.Started("another")],
     "rerouted": [facts.Rerouted(1, "another")],
     "partial_sent": [facts.PartialSent()],
     "output": [facts.Output(1, "cd" * 32, "{}", facts.Usage())],
-    "metered": [facts.Metered(1, "text", price, facts.Usage()) for price in (1000, 9000)],
+    "metered": [
+        facts.Metered(1, "text", price, facts.Usage(), deposit)
+        for price, deposit in ((1000, 0), (9000, 1000), (1000, 1000), (9000, 9000))
+    ],
     "attempt_failed": [facts.AttemptFailed(1, "broke", retryable=retryable) for retryable in (False, True)],
     "confirmed": [facts.Confirmed()],
     "gave_up": [facts.GaveUp("no relay")],
@@ -93,6 +97,7 @@ def make_job(
     partial: bool = False,
     invoices: int = 1,
     postpaid: bool = False,
+    deposit: int = 0,
 ) -> Job:
     return Job(
         id="01" * 32,
@@ -110,6 +115,7 @@ def make_job(
         partial_sent=partial,
         invoices=invoices,
         postpaid=postpaid,
+        deposit_msats=deposit,
     )
 
 
@@ -123,8 +129,18 @@ def condition(job: Job, fact: facts.Fact) -> set[str]:
         "last attempt" if last else "attempts left",
         "partial sent" if job.partial_sent else "no partial sent",
         "postpaid" if job.postpaid else "not postpaid",
+        "from a deposit" if job.deposit_msats >= job.price_msats else "paid",
         "postpaid, partial sent" if job.postpaid and job.partial_sent else "not postpaid, or no partial sent",
     }
+    source = "from a deposit" if job.deposit_msats >= job.price_msats else "paid"
+    holds |= {f"{each}, {source}" for each in ("last attempt", "no partial sent") if each in holds}
+    if isinstance(fact, facts.Metered) and job.postpaid:
+        covered = fact.deposit_msats >= min(fact.price_msats, job.price_msats)
+        holds.add("postpaid, from a deposit" if covered else "postpaid, something to pay")
+    if isinstance(fact, facts.Zapped):
+        enough = fact.amount_msats >= job.price_msats - job.deposit_msats
+        holds.add("the price" if enough else "less")
+        holds.add("the price, postpaid" if enough and job.postpaid else "less, or not postpaid")
     if isinstance(fact, facts.InvoiceDead):
         left = "invoices left" if job.invoices < RULES.max_invoices else "none left"
         holds |= {"lost early", f"lost early, {left}"} if fact.lost_early else {"expired"}
@@ -145,11 +161,17 @@ def variants() -> list[tuple[Job, facts.Fact, str]]:
     for (work, money), name in itertools.product(sorted(PAIRS), FACT_NAMES):
         for fact in FACTS[name]:
             # Facts of an attempt name the current one, so it is varied with them.
-            several = itertools.product((1, 3), (False, True), (1, 2), (False, True))
-            for attempts, partial, invoices, postpaid in several:
+            several = itertools.product((1, 3), (False, True), (1, 2), (False, True), (0, 1000, 2000))
+            for attempts, partial, invoices, postpaid, deposit in several:
                 current = replace(fact, attempt=attempts) if isinstance(fact, OF_AN_ATTEMPT) else fact
                 job = make_job(
-                    work, money, attempts=attempts, partial=partial, invoices=invoices, postpaid=postpaid
+                    work,
+                    money,
+                    attempts=attempts,
+                    partial=partial,
+                    invoices=invoices,
+                    postpaid=postpaid,
+                    deposit=deposit,
                 )
                 found.append((job, current, name))
     return found
@@ -203,7 +225,12 @@ def test_the_page_names_every_fact_and_effect() -> None:
 
 def test_the_pairs_are_exactly_those_reachable() -> None:
     reached = set()
-    frontier = [lifecycle.begin(make_job(Work.QUEUED, Money.NONE, attempts=0), mode).job for mode in facts.Mode]
+    frontier = [
+        lifecycle.begin(make_job(Work.QUEUED, Money.NONE, attempts=0, deposit=deposit), mode).job
+        for mode in facts.Mode
+        for deposit in (0, 1000, 2000)
+        if not deposit or mode is facts.Mode.PREPAY
+    ]
     seen = set(frontier)
     while frontier:
         job = frontier.pop()
@@ -245,6 +272,9 @@ def test_a_bill_paid_short_is_forgiven_the_rest(work: Work) -> None:
     assert (after.money, after.price_msats) == (Money.SETTLED, 700)
 
 
+OF_MONEY = ("paid", "paid_short", "zapped")
+
+
 class JobStory(RuleBasedStateMachine):
     """Any order of facts: what must hold of every story, however odd."""
 
@@ -259,9 +289,10 @@ class JobStory(RuleBasedStateMachine):
         self.booked_msats: list[int] = []
         self.earned_msats = 0
 
-    @initialize(mode=st.sampled_from(facts.Mode))
-    def start(self, mode: facts.Mode) -> None:
-        step = lifecycle.begin(self.job, mode)
+    @initialize(mode=st.sampled_from(facts.Mode), deposit=st.sampled_from([0, 0, 1000, 2000]))
+    def start(self, mode: facts.Mode, deposit: int) -> None:
+        self.deposit_msats = deposit if mode is facts.Mode.PREPAY else 0
+        step = lifecycle.begin(self.job.evolve(deposit_msats=self.deposit_msats), mode)
         self.job, self.effects, self.mode = step.job, list(step.effects), mode
         self.history = [self.job]
 
@@ -272,14 +303,15 @@ class JobStory(RuleBasedStateMachine):
         self.history.append(self.job)
         for effect in step.effects:
             if isinstance(effect, do.WantInvoice):
-                self.asked_msats = self.job.price_msats
+                self.asked_msats = self.job.price_msats - self.job.deposit_msats
             elif isinstance(effect, do.BookMoney):
                 self.booked_msats.append(effect.amount_msats)
             elif isinstance(effect, do.Earn):
-                self.earned_msats = min(self.booked_msats[0], self.job.price_msats)
+                received_msats = self.booked_msats[0] if self.booked_msats else 0
+                self.earned_msats = min(received_msats + self.job.deposit_msats, self.job.price_msats)
         return step
 
-    @rule(data=st.data(), name=st.sampled_from([n for n in FACT_NAMES if n not in ("paid", "paid_short")]))
+    @rule(data=st.data(), name=st.sampled_from([n for n in FACT_NAMES if n not in OF_MONEY]))
     def anything(self, data: st.DataObject, name: str) -> None:
         fact = data.draw(st.sampled_from(FACTS[name]))
         if isinstance(fact, OF_AN_ATTEMPT):
@@ -302,12 +334,28 @@ class JobStory(RuleBasedStateMachine):
         kind = facts.Paid if amount >= self.asked_msats else facts.PaidShort
         self.tell(kind(f"{self.hashes:064x}", amount, 150))
 
+    @rule(amount=st.sampled_from([1, 1000, 2000, 5000]), by_customer=st.booleans())
+    def zap(self, amount: int, by_customer: bool) -> None:
+        self.hashes += 1
+        self.tell(facts.Zapped(f"{self.hashes:064x}", amount, 150, by_customer))
+
     @invariant()
     def money_is_never_lost(self) -> None:
         booked = [each for each in self.effects if isinstance(each, do.BookMoney)]
-        assert len(booked) == self.hashes
+        gifts = [each for each in self.effects if isinstance(each, do.BookGift)]
+        assert len(booked) + len(gifts) == self.hashes
         if booked:
             assert self.job.money in (Money.SETTLED, Money.REFUND_DUE)
+
+    @invariant()
+    def a_deposit_is_held_until_it_is_spent_or_given_back(self) -> None:
+        job = self.job
+        if job.money is Money.REFUND_DUE or (job.work in ENDED and job.money is Money.VOID):
+            assert job.deposit_msats == 0
+        elif not job.postpaid:
+            assert job.deposit_msats in (self.deposit_msats, 0)
+        if job.money is Money.SETTLED and not self.booked_msats:
+            assert job.deposit_msats == job.price_msats
 
     @invariant()
     def at_most_one_result_and_one_earning(self) -> None:
@@ -327,7 +375,7 @@ class JobStory(RuleBasedStateMachine):
     @invariant()
     def nothing_runs_unpaid(self) -> None:
         if any(isinstance(each, do.BeginAttempt) for each in self.effects) and self.mode is facts.Mode.PREPAY:
-            assert any(isinstance(each, do.BookMoney) for each in self.effects)
+            assert self.deposit_msats == 2000 or any(isinstance(each, do.BookMoney) for each in self.effects)
 
     @invariant()
     def work_on_credit_is_billed_what_it_used(self) -> None:
@@ -336,13 +384,14 @@ class JobStory(RuleBasedStateMachine):
             assert self.job.postpaid and self.job.price_msats <= 1000
             assert self.job.money is not Money.INVOICED or self.job.work in (Work.PRODUCED, Work.DELIVERED)
         if self.job.money is Money.UNPAID:
-            assert Work.BILLING in works and self.hashes == 0
+            assert Work.BILLING in works and not self.booked_msats
         assert self.job.postpaid is (self.mode is facts.Mode.POSTPAY)
 
     @invariant()
     def delivered_and_paid_is_earned(self) -> None:
         if (self.job.work, self.job.money) == (Work.DELIVERED, Money.SETTLED):
-            assert self.earned_msats == min(self.booked_msats[0], self.job.price_msats) > 0
+            received_msats = self.booked_msats[0] if self.booked_msats else 0
+            assert self.earned_msats == min(received_msats + self.job.deposit_msats, self.job.price_msats) > 0
         if self.job.postpaid and self.job.work is not Work.DELIVERED:
             assert self.earned_msats == 0
 
