@@ -119,6 +119,10 @@ class Tx:
         """Return the rows of a question that is asked too seldom to have a method here."""
         return self._execute(sql, params).fetchall()
 
+    def change(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Make a change that is made too seldom to have a method here; returns how many rows it touched."""
+        return self._execute(sql, params).rowcount
+
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def insert_job(self, job: Job, request_json: str) -> None:
@@ -370,7 +374,7 @@ class Tx:
         return [rows.settlement_of(job_id, row) for row in found]
 
     def books(self) -> Books:
-        """Return the sums over all settlements."""
+        """Return the sums over all settlements and refunds."""
         received, earned, kept, in_work = self._execute(
             "SELECT coalesce(sum(s.amount_msats), 0), coalesce(sum(s.earned_msats + s.tip_msats), 0),"
             " coalesce(sum(s.deposit_msats), 0), coalesce(sum(CASE WHEN j.money = 'settled' AND j.work IN"
@@ -383,8 +387,20 @@ class Tx:
             " AND work IN ('delivered', 'cancelled') THEN deposit_msats ELSE 0 END), 0)"
             " FROM jobs WHERE deposit_msats > 0"
         ).fetchone()
-        refund_due = received - earned - kept - in_work
-        return Books(received, earned + spent, in_work + taken - spent, refund_due, kept - taken)
+        refunded, fees, written_off = self._execute(
+            "SELECT coalesce(sum(CASE WHEN state = 'paid' THEN amount_msats END), 0), coalesce(sum(fee_msats), 0),"
+            " coalesce(sum(CASE WHEN state = 'written_off' THEN amount_msats END), 0) FROM refunds"
+        ).fetchone()
+        return Books(
+            received_msats=received,
+            earned_msats=earned + spent,
+            in_work_msats=in_work + taken - spent,
+            refund_due_msats=received - earned - kept - in_work - refunded - written_off,
+            refunded_msats=refunded,
+            refund_fees_msats=fees,
+            written_off_msats=written_off,
+            deposits_msats=kept - taken,
+        )
 
     # --- deposits ---------------------------------------------------------------------------------------------
 

@@ -196,7 +196,7 @@ async def test_money_is_booked_once_and_earned_once(tmp_path: Path) -> None:
 
         for _ in range(2):
             await store.write(deliver)
-        assert await store.write(lambda tx: tx.books()) == Books(3000, 2000, 0, 0, 1000)
+        assert await store.write(lambda tx: tx.books()) == Books(3000, 2000, 0, 0, deposits_msats=1000)
         assert await store.write(lambda tx: tx.deposit_of(paid.customer)) == 1000
 
 
