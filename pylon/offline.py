@@ -151,4 +151,5 @@ def _sum(takings: Sequence[Takings]) -> BooksLine:
         for each in takings
         if each.money is Money.SETTLED and each.work in UNDER_WAY
     )
-    return books_line(Books(received, earned, under_way, received - earned - deposits - under_way, deposits))
+    owed = received - earned - deposits - under_way
+    return books_line(Books(received, earned, under_way, owed, deposits_msats=deposits))
