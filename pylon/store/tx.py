@@ -12,7 +12,7 @@ it: the process holds the only writer, and the version check in SQL stands behin
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from pylon.store import rows
@@ -114,6 +114,10 @@ class Tx:
     def ask(self, sql: str, params: Sequence[Any] = ()) -> list[Any]:
         """Return the rows of a question that is asked too seldom to have a method here."""
         return self._execute(sql, params).fetchall()
+
+    def walk(self, sql: str, params: Sequence[Any] = ()) -> Iterator[Any]:
+        """Yield the rows of such a question one by one: whoever asks may stop early."""
+        return iter(self._execute(sql, params))
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
