@@ -21,8 +21,10 @@ import structlog
 from anyio.abc import TaskGroup
 
 from pylon import assembly, logs
+from pylon.access_files import read_access
 from pylon.control.server import serve_control
 from pylon.jobs import facts
+from pylon.jobs.allowance import WINDOW_S
 from pylon.jobs.announcement import SHARED_KINDS
 from pylon.jobs.announcer import Announcer
 from pylon.jobs.cashier import Cashier
@@ -40,7 +42,8 @@ from pylon.nostr.messages import Filter
 from pylon.paths import Paths, private_folder
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import OutboxPublisher
-from pylon.settings import LoadedSettings, Settings
+from pylon.settings import LoadedSettings, Settings, SettingsError
+from pylon.store.customers import free_jobs
 from pylon.store.records import CURSOR_MARK, ENDED
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
@@ -138,6 +141,7 @@ class Daemon:
             config = assembly.make_cashier_config(settings)
             self._cashier = Cashier(engine, wallet, config, clock, rng, runner.eta_s)
         credit = assembly.make_credit(settings)
+        self._allowance = assembly.make_allowance(settings)
         intake = Intake(
             engine,
             runner,
@@ -145,10 +149,11 @@ class Daemon:
             backends.__getitem__,
             self._publisher,
             key,
-            assembly.make_intake_config(settings, mode),
+            assembly.make_intake_config(settings, mode, read_access(settings)),
             clock,
             payable=lambda: None if _is_payable(wallet) else "the wallet does not answer",
             credit=credit,
+            allowance=self._allowance,
         )
         engine.plug_in(runner, self._cashier, self._publisher, credit)
         self._announcer = ears.announcer = self._door.announcer = Announcer(
@@ -192,6 +197,9 @@ class Daemon:
         # Older requests are refused by their age.
         oldest = int(self._clock()) - self._settings.intake.max_age_s - self._settings.intake.max_future_s
         parts.intake.remember(await self._store.write(lambda tx: tx.accepted_since(oldest)))
+        if self._allowance is not None:
+            since = int(self._clock()) - WINDOW_S
+            self._allowance.load(await self._store.write(lambda tx: free_jobs(tx, since)))
         if parts.wallet is not None:
             # Requests come with the first frame, and are refused while the wallet has not answered yet.
             with anyio.move_on_after(_FIRST_ANSWER_S):
@@ -280,11 +288,23 @@ class Daemon:
     # --- stopping ---------------------------------------------------------------------------------------------
 
     async def _watch_signals(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    self._read_lists()
+                    continue
                 if self._stop.is_set():
                     self._stop_at_once.set()
                 self._stop.set()
+
+    def _read_lists(self) -> None:
+        """Read the lists of customers again; one that is wrong changes nothing."""
+        try:
+            access = self.parts.intake.access = read_access(self._settings)
+        except SettingsError as error:
+            log.error("the lists of customers stay as they were", error=str(error))
+        else:
+            log.info("the lists of customers were read again", allow=len(access.allow), deny=len(access.deny))
 
     async def _wind_down(self) -> None:
         """Take no more jobs, let what runs finish, have stored events confirmed; each within its time."""

@@ -182,6 +182,7 @@ class DaemonStatus:
     jobs_by_state: dict[str, int] = field(default_factory=dict)  # "work/money" -> jobs
     books: BooksLine = field(default_factory=BooksLine)
     refused: dict[str, int] = field(default_factory=dict)  # reason -> requests, since the start
+    missed_models: dict[str, int] = field(default_factory=dict)  # model asked for and not offered -> requests
     intake: IntakeLine = field(default_factory=IntakeLine)
     outbox_pending: int = 0
     dead_letters: int = 0

@@ -62,6 +62,8 @@ class ErrorPrefix(StrEnum):
     IN_FUTURE = "in-future"  # it was created too far in the future: check the clock
     # the customer and the load
     RESTRICTED = "restricted"  # this customer is not served
+    POW_REQUIRED = "pow-required"  # the request proves too little work (NIP-13)
+    FREE_LIMIT = "free-limit"  # what is given away in a day is used up: by this customer, or by all together
     RATE_LIMITED = "rate-limited"  # too many requests from this customer: wait
     QUEUE_FULL = "queue-full"  # no room for another job or unpaid invoice: try later or elsewhere
     PAUSED = "paused"  # the operator takes no jobs now

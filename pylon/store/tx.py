@@ -12,7 +12,7 @@ it: the process holds the only writer, and the version check in SQL stands behin
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from pylon.store import rows
@@ -122,6 +122,10 @@ class Tx:
     def change(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Make a change that is made too seldom to have a method here; returns how many rows it touched."""
         return self._execute(sql, params).rowcount
+
+    def walk(self, sql: str, params: Sequence[Any] = ()) -> Iterator[Any]:
+        """Yield the rows of such a question one by one: whoever asks may stop early."""
+        return iter(self._execute(sql, params))
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
