@@ -1,9 +1,9 @@
 """Zaps (NIP-57) to our replies: heard from relays, verified in full, booked to the job that they were sent for.
 
-A customer may zap the event that asked for payment, or the result, instead of paying the invoice in it. The receipt is
-the word of our lightning address's host, so it counts only when that host's key signed it and all in it fits together.
-Checking one takes some milliseconds, so it is done off the loop, one at a time, and only what the right key signed
-gets that far.
+A customer may zap the event that asked for payment, or the result, instead of paying the invoice in it. The receipt
+is the word of our lightning address's host, so it counts only when that host's key signed it and all in it fits
+together. Checking one takes some milliseconds, so it is done off the loop, one at a time, and only what the right key
+signed gets that far.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ class ZapDesk:
                 self._author = await self._ask_author()
             except PayeeError as error:
                 self.counters["address unavailable"] += 1
-                log.info("the lightning address does not answer, so zaps cannot be verified yet", error=printable(error))
+                log.info(
+                    "the lightning address does not answer, so zaps cannot be verified yet", error=printable(error)
+                )
             else:
                 if self._author is None:
                     log.info("the lightning address takes no zaps (allowsNostr is not set)")

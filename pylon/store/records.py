@@ -179,8 +179,8 @@ class Settlement:
 class Refund:
     """One invoice of a customer's that gives back what is due, or (without invoice) what was written off.
 
-    `own_id` is our idempotency key with the wallet, `destination` where the invoice came from. `reason` tells why it
-    failed, or why it was written off.
+    `own_id` is our idempotency key with the wallet, `destination` where the invoice came from. `reason` tells why
+    it failed, or why it was written off.
     """
 
     own_id: str
@@ -257,8 +257,8 @@ class JournalEntry:
 class Books:
     """Money sums over all settlements and refunds, all msats.
 
-    `received = earned + in_work + refund_due + deposits + refunded + written_off`; the wallet's balance has changed by
-    `received - refunded - refund_fees`.
+    `received = earned + in_work + refund_due + deposits + refunded + written_off`; the wallet's balance has changed
+    by `received - refunded - refund_fees`.
     """
 
     received_msats: int
