@@ -23,6 +23,7 @@ from pylon.relays.connection import Relay
 from pylon.relays.pool import RelayPool
 from pylon.relays.socket import canonical_url
 from pylon.relays.state import PoolConfig, RelayState, RelayStatus
+from pylon.tasks import beside
 
 _NAME: Final = "wallet"
 _AWAY: Final = frozenset({RelayStatus.BACKOFF, RelayStatus.REFUSED})
@@ -109,10 +110,8 @@ class PoolLine:
         pool.subscribe(_NAME, filters, since=int(self._clock()) - self._config.overlap_s)
         self._pool = pool
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(pool.run)
+            async with beside(pool.run):
                 yield
-                tasks.cancel_scope.cancel()
         finally:
             self._pool = None
 
