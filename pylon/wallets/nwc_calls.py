@@ -35,7 +35,7 @@ MAX_LISTED: Final = 10_000
 LOOK_BACK_S: Final = 8 * 86_400
 """How far back a wallet's list is searched: longer than any job lives."""
 
-_FRESH_S: Final = 20.0  # for so long after an answer the wallet is not asked how it is
+_FRESH_S: Final = 10.0  # for so long after an answer the wallet is not asked how it is
 _NETWORKS: Final = {"mainnet": "bitcoin"}
 _ABILITIES: Final = {
     Method.PAY_INVOICE: WalletAbility.PAY,
