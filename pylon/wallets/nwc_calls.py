@@ -25,7 +25,7 @@ from pylon.nostr.nip47 import (
     read_transactions,
     read_words,
 )
-from pylon.wallets.nwc_answers import ConnectionRefused, error_of
+from pylon.wallets.nwc_answers import ConnectionRefused, error_of, is_fault
 from pylon.wallets.nwc_link import NwcLink
 
 PAGE: Final = 20
@@ -36,6 +36,7 @@ LOOK_BACK_S: Final = 8 * 86_400
 """How far back a wallet's list is searched: longer than any job lives."""
 
 _FRESH_S: Final = 10.0  # for so long after an answer the wallet is not asked how it is
+_NOT_OFFERED: Final = frozenset({ErrorCode.RESTRICTED, ErrorCode.NOT_IMPLEMENTED})
 _NETWORKS: Final = {"mainnet": "bitcoin"}
 _ABILITIES: Final = {
     Method.PAY_INVOICE: WalletAbility.PAY,
@@ -56,6 +57,7 @@ class NwcCalls:
         self._fault = "not asked yet"
         self._answered_at: float | None = None
         self._methods: frozenset[str] | None = None
+        self._withheld: set[str] = set()  # methods that were announced, and refused
         self.network = ""
 
     # --- health -----------------------------------------------------------------------------------------------
@@ -79,14 +81,14 @@ class NwcCalls:
         info = self._link.info
         if info is None:
             return frozenset()
-        methods = self._methods or info.methods
+        methods = (self._methods or info.methods) - self._withheld
         found = {ability for method, ability in _ABILITIES.items() if method in methods}
         return frozenset(found | {WalletAbility.PUSH} if "payment_received" in info.notifications else found)
 
     async def offers(self, method: Method) -> bool:
         """Tell whether this connection has a method. Raises `WalletUnavailable`."""
         methods = self._methods or (await self._link.ready()).methods
-        return not methods or method in methods
+        return method not in self._withheld and (not methods or method in methods)
 
     # --- calls ------------------------------------------------------------------------------------------------
 
@@ -104,9 +106,13 @@ class NwcCalls:
         try:
             reply = await self._link.ask(method, params, mutating=mutating, timeout_s=timeout_s)
         except WalletError as error:
-            self._note(error)
+            if not isinstance(error, WalletRefused) or isinstance(error, ConnectionRefused):
+                self._note(error)
             raise
-        self._note(error_of(reply, method, mutating=mutating) if isinstance(reply, Failure) else None)
+        fault = None
+        if isinstance(reply, Failure) and is_fault(reply):
+            fault = error_of(reply, method, mutating=mutating)
+        self._note(fault)
         return reply
 
     async def by_hash(self, payment_hash: str, *, incoming: bool) -> WalletTransaction | None:
@@ -143,7 +149,11 @@ class NwcCalls:
         before: list[WalletTransaction] = []
         offset = 0
         while offset < MAX_LISTED:
-            count, page = await self.ask(Method.LIST_TRANSACTIONS, {**params, "offset": offset}, _page)
+            reply = await self.call(Method.LIST_TRANSACTIONS, {**params, "offset": offset})
+            if isinstance(reply, Failure) and reply.code in _NOT_OFFERED:
+                self._withheld.add(Method.LIST_TRANSACTIONS)
+                return []
+            count, page = self._understood(reply, Method.LIST_TRANSACTIONS, _page, mutating=False)
             if (
                 not count
                 or (page and page == before)
@@ -186,7 +196,7 @@ class NwcCalls:
             raise unclear from error
 
     def _note(self, error: WalletError | None) -> None:
-        if error is None or (isinstance(error, WalletRefused) and not isinstance(error, ConnectionRefused)):
+        if error is None:
             self._fault = ""
             self._answered_at = self._clock()
         else:

@@ -39,12 +39,13 @@ AWKWARD = {
     "preimages of unpaid invoices": Manner(states=False, leaks_preimages=True),
     "descriptions by their hash": Manner(hashes_descriptions=True, keeps_metadata=False),
     "no metadata": Manner(keeps_metadata=False),
+    "answers that name nobody": Manner(names_client=False),
     "answers twice": Manner(answers_twice=True),
     "others answer first": Manner(first_by_stranger=True),
     "small pages": Manner(pages=1),
     "all of it": Manner(
         encryption="nip04", notifications=False, states=False, leaks_preimages=True, hashes_descriptions=True,
-        keeps_metadata=False, answers_twice=True, first_by_stranger=True, pages=2,
+        keeps_metadata=False, names_client=False, answers_twice=True, first_by_stranger=True, pages=2,
     ),
 }  # fmt: skip
 
@@ -377,7 +378,7 @@ async def test_silence_after_a_changing_call_is_unclear(method: str, acts: bool,
         ("NOT_IMPLEMENTED", R, R, R, "the wallet has no "),
         ("PAYMENT_FAILED", R, R, R, "the payment failed"),
         ("INTERNAL", U, A, A, r"failed at \w+ \(INTERNAL\)"),
-        ("OTHER", U, A, A, r"failed at \w+ \(OTHER\)"),
+        ("OTHER", U, R, A, r"failed at \w+ \(OTHER\)|refuses to make the invoice"),
         ("WHO_KNOWS\x1b[2J", U, A, A, r"\(WHO_KNOWS\\x1b\[2J\)"),
     ],
 )
@@ -426,6 +427,15 @@ async def test_a_wallet_without_get_info_is_judged_by_its_info_event(relay: Rela
         with pytest.raises(WalletRefused, match="keeps no list"):
             await wallet.transactions(0)
         assert service.asked["list_transactions"] == 0
+
+
+async def test_a_list_that_was_announced_and_is_withheld_is_done_without(relay: RelayProcess) -> None:
+    async with wallet_with(relay, Manner(errors={"list_transactions": ("RESTRICTED", "")})) as (wallet, service):
+        assert WalletAbility.LIST in (await wallet.check()).abilities
+        assert await wallet.find("job-1") == () == await wallet.list_invoices(0)
+        assert service.asked["list_transactions"] == 1
+        assert WalletAbility.LIST not in wallet.state().abilities
+        assert wallet.state().ready
 
 
 @pytest.mark.parametrize("text", ["nonsense", "{}", '{"result": {}}', '{"result": {"transactions": 5}}', "[]"])
