@@ -32,7 +32,7 @@ _STATES: Final = {
     TransactionState.FAILED: PaymentState.FAILED,
 }
 _REFUSALS: Final[Mapping[str, str]] = {
-    ErrorCode.UNAUTHORIZED: "the wallet does not know this connection (any more): make a new one there",
+    ErrorCode.UNAUTHORIZED: "the wallet does not know this connection any more: make a new one there",
     ErrorCode.UNSUPPORTED_ENCRYPTION: "the wallet refuses the encryption that it offers",
     ErrorCode.RESTRICTED: "the wallet does not allow this connection to {method}",
     ErrorCode.QUOTA_EXCEEDED: "the budget of this connection in the wallet is used up",
@@ -58,7 +58,7 @@ def error_of(failure: Failure, method: str, *, mutating: bool) -> WalletError:
     But an invoice that the wallet does not show can be paid by nobody, and `OTHER` is how some refuse its amount.
     """
     words = printable(failure.message)
-    tail = f": {words}" if words else ""
+    tail = f" (it says: {words})" if words else ""
     if failure.code in _REFUSALS:
         kind = ConnectionRefused if failure.code in _CONNECTION_FAULTS else WalletRefused
         return kind(_REFUSALS[failure.code].format(method=method) + tail)

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
+from pylon.customer.purse import WalletPayer, require_ready
 from pylon.jobs.ports import (
     Direction,
     Invoice,
@@ -411,7 +412,9 @@ async def test_a_refused_connection_is_a_fault_and_a_refused_call_is_none(relay:
         service.manner.errors = {"get_balance": ("UNAUTHORIZED", "gone")}
         with pytest.raises(WalletRefused):
             await wallet.balance_msats()
-        assert "does not know this connection (any more): make a new one there: gone" in wallet.state().detail
+        assert (
+            "does not know this connection any more: make a new one there (it says: gone)" in wallet.state().detail
+        )
         assert (await wallet.check()).ready, "a wallet that answers again is ready again"
 
 
@@ -525,6 +528,16 @@ async def test_the_wallets_list_decides_what_a_failure_means(
             tasks.start_soon(revise)
             with pytest.raises(expected):
                 await wallet.pay(bolt11, own_id="x", max_fee_msats=0)
+
+
+async def test_a_customer_pays_from_it(relay: RelayProcess) -> None:
+    async with wallet_with(relay, Manner(gives_proof=False)) as (wallet, service):
+        await require_ready(wallet)
+        bolt11 = service.invoice_elsewhere()
+        payer = WalletPayer(wallet, 5_000)
+        preimage = await payer.pay(bolt11)
+        assert preimage == service.preimages[read_invoice(bolt11).payment_hash]
+        assert payer.fee_msats == 1_000
 
 
 async def test_a_payment_without_proof_is_looked_up(relay: RelayProcess) -> None:
