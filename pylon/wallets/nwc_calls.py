@@ -31,12 +31,13 @@ from pylon.wallets.nwc_link import NwcLink
 PAGE: Final = 20
 """Transactions asked for at once: more would not fit into the 64 KiB that NIP-44 and many relays carry."""
 
-MAX_LISTED: Final = 10_000
+MAX_LISTED: Final = 100_000
 LOOK_BACK_S: Final = 8 * 86_400
 """How far back a wallet's list is searched: longer than any job lives."""
 
 _FRESH_S: Final = 10.0  # for so long after an answer the wallet is not asked how it is
 _NOT_OFFERED: Final = frozenset({ErrorCode.RESTRICTED, ErrorCode.NOT_IMPLEMENTED})
+_NOT_LOOKED_UP: Final = _NOT_OFFERED | {ErrorCode.OTHER}
 _NETWORKS: Final = {"mainnet": "bitcoin"}
 _ABILITIES: Final = {
     Method.PAY_INVOICE: WalletAbility.PAY,
@@ -118,20 +119,24 @@ class NwcCalls:
     async def by_hash(self, payment_hash: str, *, incoming: bool) -> WalletTransaction | None:
         """Return what the wallet knows under a payment hash, in one direction.
 
-        A wallet that paid itself has it in both and shows one; and of a payment it must be certain that it was not
-        made. Then its list tells.
+        The wallet's list tells where a look-up does not: one that paid itself has it in both directions and shows
+        one, some know no look-ups or none of payments, and of a payment it must be certain that it was not made.
         """
         if not is_hex(payment_hash, 64):
             return None
         reply = await self.call(Method.LOOKUP_INVOICE, {"payment_hash": payment_hash})
-        if not (isinstance(reply, Failure) and reply.code == ErrorCode.NOT_FOUND):
+        missing = isinstance(reply, Failure) and reply.code == ErrorCode.NOT_FOUND
+        if missing and incoming:
+            return None
+        helpless = isinstance(reply, Failure) and reply.code in (_NOT_OFFERED if incoming else _NOT_LOOKED_UP)
+        if not missing and not (helpless and await self.offers(Method.LIST_TRANSACTIONS)):
             found = self._understood(reply, Method.LOOKUP_INVOICE, _transaction_under(payment_hash), mutating=False)
             if found.incoming in (incoming, None):
                 return found
-        elif incoming:
-            return None
         since = int(self._clock()) - LOOK_BACK_S
         listed = await self.list_all(since, incoming=incoming, unpaid=True)
+        if isinstance(reply, Failure) and not missing and not await self.offers(Method.LIST_TRANSACTIONS):
+            raise error_of(reply, Method.LOOKUP_INVOICE, mutating=False)  # the list is withheld too
         return next((each for each in listed if each.payment_hash == payment_hash), None)
 
     async def list_all(self, since: int, *, incoming: bool | None, unpaid: bool) -> list[WalletTransaction]:

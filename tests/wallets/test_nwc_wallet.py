@@ -441,6 +441,21 @@ async def test_a_list_that_was_announced_and_is_withheld_is_done_without(relay: 
         assert wallet.state().ready
 
 
+@pytest.mark.parametrize("code", ["NOT_IMPLEMENTED", "RESTRICTED", "OTHER"])
+async def test_where_a_look_up_does_not_tell_the_list_does(relay: RelayProcess, code: str) -> None:
+    async with wallet_with(relay, Manner(errors={"lookup_invoice": (code, "cannot")})) as (wallet, service):
+        payment = await wallet.pay(service.invoice_elsewhere(), own_id="x", max_fee_msats=0)
+        assert await wallet.look_up_payment(payment.payment_hash) == payment
+        if code != "OTHER":
+            invoice = await wallet.create_invoice(order())
+            found = await wallet.look_up(invoice.payment_hash)
+            assert found is not None and found.state is PaymentState.PENDING
+        service.manner.errors["list_transactions"] = ("RESTRICTED", "not this either")
+        with pytest.raises(WalletError, match="cannot"):
+            await wallet.pay(service.invoice_elsewhere(), own_id="y", max_fee_msats=0)
+        assert len(service.sent()) == 1, "what cannot be asked about is not paid"
+
+
 @pytest.mark.parametrize("text", ["nonsense", "{}", '{"result": {}}', '{"result": {"transactions": 5}}', "[]"])
 @pytest.mark.parametrize("method", ["make_invoice", "list_transactions", "get_balance"])
 async def test_nonsense_is_unclear_where_something_may_have_changed(
