@@ -39,6 +39,9 @@ COMMANDS: Final = {
     "doctor": LazyCommand("pylon.cli.doctor", "command", "Try everything that selling needs.", "pylon doctor"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
+    "reconcile": LazyCommand(
+        "pylon.cli.reconcile", "command", "Compare the books with the wallet.", "pylon reconcile --since 7d"
+    ),
     "request": LazyCommand(
         "pylon.cli.request", "command", "Buy a job.", "pylon request 'What is salt?' --bid 21 --pay"
     ),
@@ -102,6 +105,7 @@ def _root(
             "start": {"config": config},
             "request": {"config": config},
             "doctor": {"config": config},
+            "reconcile": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
             "nexus": {"stats": {"config": config}},
             "backends": {verb: {"config": config} for verb in ("detect", "list", "test")},
