@@ -42,6 +42,13 @@ COMMANDS: Final = {
     "reconcile": LazyCommand(
         "pylon.cli.reconcile", "command", "Compare the books with the wallet.", "pylon reconcile --since 7d"
     ),
+    "backup": LazyCommand(
+        "pylon.cli.backup",
+        "backup",
+        "Write identity, settings and books into one encrypted file.",
+        "pylon backup pylon.backup",
+    ),
+    "restore": LazyCommand("pylon.cli.backup", "restore", "Bring a backup back.", "pylon restore pylon.backup"),
     "request": LazyCommand(
         "pylon.cli.request", "command", "Buy a job.", "pylon request 'What is salt?' --bid 21 --pay"
     ),
@@ -106,6 +113,7 @@ def _root(
             "request": {"config": config},
             "doctor": {"config": config},
             "reconcile": {"config": config},
+            "backup": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
             "nexus": {"stats": {"config": config}},
             "backends": {verb: {"config": config} for verb in ("detect", "list", "test")},
