@@ -14,7 +14,7 @@ from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs import facts
 from pylon.jobs.announcement import AnnounceConfig, ProfileMode
 from pylon.jobs.cashier import CashierConfig
-from pylon.jobs.catalogue import Offer, Route
+from pylon.jobs.catalogue import Catalogue, Offer, Route
 from pylon.jobs.credit import Credit, CreditRules
 from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
@@ -23,6 +23,7 @@ from pylon.jobs.policy import IntakePolicy
 from pylon.jobs.ports import Backend, Clock, Wallet
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.salvage import Terms
 from pylon.nostr.keys import SecretKey
 from pylon.paths import Paths
 from pylon.relays.state import PoolConfig
@@ -194,6 +195,11 @@ def make_recorder_config(settings: Settings) -> RecorderConfig:
         success_feedback=jobs.success_feedback,
         relay_hint=settings.relays.urls[0],
     )
+
+
+def make_salvage_terms(settings: Settings, catalogue: Catalogue) -> Terms:
+    """Return what putting lost jobs back needs."""
+    return Terms(catalogue, settings.jobs.timeout_s, settings.relays.customer_relays_per_job)
 
 
 def make_intake_config(settings: Settings, mode: facts.Mode) -> IntakeConfig:

@@ -404,6 +404,10 @@ class Tx:
             "INSERT INTO marks VALUES (?,?) ON CONFLICT (name) DO UPDATE SET value=excluded.value", (name, value)
         )
 
+    def clear_mark(self, name: str) -> None:
+        """Forget the number under a name."""
+        self._execute("DELETE FROM marks WHERE name = ?", (name,))
+
     def marks(self) -> dict[str, int]:
         """Return every remembered number."""
         return dict(self._execute("SELECT name, value FROM marks").fetchall())

@@ -82,6 +82,7 @@ FACTS: dict[str, list[facts.Fact]] = {
     "cancel_by_operator": [facts.Cancel(facts.CancelledBy.OPERATOR)],
     "deadline": [facts.Deadline()],
     "restarted": [facts.Restarted()],
+    "found": [facts.Found("cd" * 32)],
 }
 
 

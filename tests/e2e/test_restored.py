@@ -1,0 +1,164 @@
+"""An old copy of the books comes back: no job is delivered twice, no settlement is lost or booked twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from pylon.control.views import DaemonState, DaemonStatus
+from pylon.nostr.event import verify
+from pylon.nostr.nip90 import FEEDBACK_KIND, FeedbackStatus
+from pylon.store.records import RESTORED_MARK, Money, Work
+from tests.support.openai_server import DONE, STREAM_END, STREAM_HEAD, Wire, framed, piece, scripted_server
+from tests.support.provider import MODEL, Provider, market_settings, provider
+from tests.support.relay import relay_process
+from tests.support.shop import RESULT_KIND, Order, Shop, shop, stored_events
+from tests.support.wallet import WalletProcess
+
+pytestmark = pytest.mark.e2e
+
+SLOW = "take your time"
+
+
+class Model:
+    """A model's server that answers at once, but for `SLOW` prompts, which wait until it may go on."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.go_on = anyio.Event()
+        self.slow_asked = anyio.Event()
+
+    async def chat(self, wire: Wire) -> None:
+        prompt = wire.json["messages"][-1]["content"]
+        self.asked.append(prompt)
+        if prompt == SLOW and not self.go_on.is_set():
+            self.slow_asked.set()
+            await self.go_on.wait()
+        await wire.send(STREAM_HEAD + framed(piece(f"Echo: {prompt}", "stop")) + framed(DONE) + STREAM_END)
+
+
+async def sold(wallet: WalletProcess, customer: Shop, prompt: str) -> Order:
+    order = await customer.order(prompt)
+    await wallet.payer().pay(await order.invoice())
+    await order.until(lambda order: order.feedback(FeedbackStatus.SUCCESS), "success")
+    return order
+
+
+async def ran(daemon: Provider, *arguments: str, code: int = 0) -> str:
+    done = await daemon.pylon(*arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def is_quiet(status: DaemonStatus) -> bool:
+    return status.state is DaemonState.READY and status.outbox_pending == 0
+
+
+async def test_an_old_copy_comes_back(tmp_path: Path) -> None:
+    model, secret, file = Model(), tmp_path / "passphrase", str(tmp_path / "pylon.backup")
+    secret.write_text("correct horse battery\n")
+    secret.chmod(0o600)
+    keys = ("--passphrase-file", str(secret))
+    async with scripted_server() as server, WalletProcess(tmp_path) as wallet:
+        server.models, server.chats = (MODEL,), [model.chat]
+        with relay_process() as relay:
+            settings = market_settings(relay.url, paid_to=wallet, backend_url=server.url)
+            async with (
+                provider(tmp_path, settings, wallet=wallet) as daemon,
+                shop(relay.url, provider=daemon.pubkey) as customer,
+            ):
+                before = await sold(wallet, customer, "before the backup")
+                invoiced = await customer.order("invoiced before, paid after")
+                bolt11 = await invoiced.invoice()
+                await ran(daemon, "backup", file, *keys)
+
+                # What the copy does not know: paid and delivered, only invoiced, paid and under way.
+                await wallet.payer().pay(bolt11)
+                await invoiced.result()
+                after = await sold(wallet, customer, "after the backup")
+                unpaid = await customer.order("paid while nobody runs")
+                unpaid_bolt11 = await unpaid.invoice()
+                running = await customer.order(SLOW)
+                await wallet.payer().pay(await running.invoice())
+                await model.slow_asked.wait()
+                await daemon.until(lambda status: status.outbox_pending == 0, "published")
+                daemon.kill()
+                await wallet.payer().pay(unpaid_bolt11)
+                model.go_on.set()
+
+                out = await ran(daemon, "restore", file, "--force", *keys)
+                assert "It asks the wallet about every invoice" in out
+                assert RESTORED_MARK in daemon.reports().marks()
+                await daemon.start()
+                await running.result()
+                await unpaid.result()
+                await daemon.until(is_quiet, "quiet")
+
+                orders = [before, invoiced, after, unpaid, running]
+                ids = [order.id for order in orders]
+                results = await stored_events(relay.url, daemon.pubkey, ids, [RESULT_KIND])
+                assert all(verify(event) for event in results)
+                assert sorted(event.tag_values("e")[0] for event in results) == sorted(ids)  # one each
+                asked = await stored_events(relay.url, daemon.pubkey, ids, [FEEDBACK_KIND])
+                refused = [event for event in asked if event.tag_values("status")[0] == "error"]
+                assert refused == []
+                done = [prompt for prompt in model.asked if prompt != SLOW]
+                assert len(done) == len(set(done)) == 4
+                for order in orders:
+                    detail = daemon.reports().detail(order.id)
+                    assert detail is not None
+                    assert (detail.job.work, detail.job.money) == (Work.DELIVERED, Money.SETTLED)
+                    assert detail.job.result_id in {event.id for event in results}
+                    assert order.invoices == [row.bolt11 for row in detail.invoices]
+
+                books, truth = (await daemon.status()).books, await wallet.books()
+                assert books.received_msats == books.earned_msats == truth["received_msats"]
+                assert books.owed_msats == 0
+                assert RESTORED_MARK not in daemon.reports().marks()
+                assert "agree" in await ran(daemon, "reconcile")
+                assert await daemon.stop() == 0
+                assert daemon.log_lines("error") == []
+                assert "Traceback" not in daemon.log()
+
+
+async def test_without_the_wallet_it_waits_and_says_so(tmp_path: Path) -> None:
+    secret, file = tmp_path / "passphrase", str(tmp_path / "pylon.backup")
+    secret.write_text("correct horse battery\n")
+    secret.chmod(0o600)
+    keys = ("--passphrase-file", str(secret))
+    with relay_process() as relay, WalletProcess(tmp_path) as wallet:
+        async with (
+            provider(tmp_path, market_settings(relay.url, paid_to=wallet), wallet=wallet) as daemon,
+            shop(relay.url, provider=daemon.pubkey) as customer,
+        ):
+            order = await customer.order("paid while nobody runs")
+            bolt11 = await order.invoice()
+            await ran(daemon, "backup", file, *keys)
+            assert await daemon.stop() == 0
+            await wallet.payer().pay(bolt11)
+            await ran(daemon, "restore", file, "--force", *keys)
+            wallet.kill()
+
+            daemon.launch()
+            status = await daemon.until(
+                lambda status: "the wallet does not answer" in status.intake.paused, "waiting"
+            )
+            assert status.state is DaemonState.DEGRADED
+            assert any(
+                "the books come from a backup and are compared first" in each for each in status.state_reasons
+            )
+            assert status.intake.accepted == 0
+            assert await daemon.stop() == 0  # it need not wait to be stopped
+            assert RESTORED_MARK in daemon.reports().marks()
+
+            daemon.launch()
+            await daemon.until(lambda status: "the wallet does not answer" in status.intake.paused, "waiting again")
+            asked_meanwhile = await customer.order("asked meanwhile")
+            assert order.results == []
+            await wallet.restart()
+            await order.result()
+            assert await asked_meanwhile.invoice()
+            await daemon.until(is_quiet, "quiet")
+            assert (await daemon.status()).books.received_msats == (await wallet.books())["received_msats"]
