@@ -38,6 +38,7 @@ _READ_S: Final = 15.0
 _RETRY_MIN_S: Final = 0.5
 _RETRY_MAX_S: Final = 15.0
 _IDS_PER_FILTER: Final = 100
+_AT_ONCE: Final = 4  # look-ups: some wallets allow few requests a minute
 
 T = TypeVar("T")
 
@@ -152,9 +153,16 @@ class Salvage:
         before = await self._settlements()
         since = self.taken_at - _LOOK_BACK_S
         hashes, wanted = await self.store.write(lambda tx: salvage.to_ask_about(tx, since))
-        for number, payment_hash in enumerate(hashes):
-            self.say(f"the wallet was asked about {number} of {len(hashes)} invoices")
-            await self._ask_about(wallet, payment_hash)
+        left = enumerate(hashes)
+
+        async def ask_on() -> None:
+            for number, payment_hash in left:
+                self.say(f"the wallet was asked about {number} of {len(hashes)} invoices")
+                await self._ask_about(wallet, payment_hash)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(_AT_ONCE):
+                tasks.start_soon(ask_on)
         for row in wanted:
             for invoice in await self._insist(lambda row=row: wallet.find(row.own_id, describe(row))):  # type: ignore[misc]
                 if invoice.state is PaymentState.SETTLED:

@@ -116,7 +116,8 @@ def _put(new: Path, place: Path, stamp: str) -> Iterator[Path]:
 
 def _set_logs_aside(place: Path, kept: Path) -> Iterator[Path]:
     """Keep what SQLite has beside a database beside the old one: to the new one it would be poison."""
-    for ending in ("-wal", "-shm", "-journal"):
+    place.with_name(place.name + "-shm").unlink(missing_ok=True)  # an index into the log, made anew when missing
+    for ending in ("-wal", "-journal"):
         log = place.with_name(place.name + ending)
         if log.exists():
             beside = kept.with_name(kept.name + ending)

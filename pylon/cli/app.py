@@ -1,7 +1,7 @@
 """The `pylon` command: global options, the list of commands, and one line for whatever goes wrong.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 not running, 130 interrupted. Nothing is imported here
-that a command does not need; see `pylon.cli.lazy`.
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 not running, 4 the wallet cannot be asked, 130
+interrupted. Nothing is imported here that a command does not need; see `pylon.cli.lazy`.
 """
 
 from __future__ import annotations
