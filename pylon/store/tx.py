@@ -115,6 +115,10 @@ class Tx:
         """Return the rows of a question that is asked too seldom to have a method here."""
         return self._execute(sql, params).fetchall()
 
+    def change(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Make a change that is made too seldom to have a method here; returns how many rows it touched."""
+        return self._execute(sql, params).rowcount
+
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def insert_job(self, job: Job, request_json: str) -> None:
@@ -354,7 +358,7 @@ class Tx:
         return [rows.settlement_of(job_id, row) for row in found]
 
     def books(self) -> Books:
-        """Return the sums over all settlements."""
+        """Return the sums over all settlements and refunds."""
         received, earned, in_work = self._execute(
             "SELECT coalesce(sum(received), 0), coalesce(sum(earned), 0), coalesce(sum(CASE WHEN money = 'settled'"
             " AND work IN ('queued', 'running', 'produced') THEN min(received - earned, price) ELSE 0 END), 0)"
@@ -362,7 +366,12 @@ class Tx:
             " sum(s.amount_msats) AS received, sum(s.earned_msats) AS earned"
             " FROM settlements s JOIN jobs j ON j.number = s.job GROUP BY s.job)"
         ).fetchone()
-        return Books(received, earned, in_work, received - earned - in_work)
+        refunded, fees, written_off = self._execute(
+            "SELECT coalesce(sum(CASE WHEN state = 'paid' THEN amount_msats END), 0), coalesce(sum(fee_msats), 0),"
+            " coalesce(sum(CASE WHEN state = 'written_off' THEN amount_msats END), 0) FROM refunds"
+        ).fetchone()
+        due = received - earned - in_work - refunded - written_off
+        return Books(received, earned, in_work, due, refunded, fees, written_off)
 
     # --- outbox -----------------------------------------------------------------------------------------------
 
