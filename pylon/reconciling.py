@@ -60,8 +60,7 @@ async def _compare(wallet: Wallet, reports: Reports, *, since: int, grace_s: int
 
 
 async def _read(reports: Reports) -> OurBooks:
-    invoices, settlements = await anyio.to_thread.run_sync(reports.ledger)
-    return OurBooks(invoices, settlements)
+    return OurBooks(*await anyio.to_thread.run_sync(reports.ledger))
 
 
 async def _list(

@@ -14,32 +14,12 @@ from enum import StrEnum
 from typing import Final
 
 from pylon.jobs.ports import Direction, Invoice, Payment, PaymentState, Transaction
-from pylon.store.records import InvoiceRow, InvoiceState, Settlement
+from pylon.store.records import InvoiceRow, InvoiceState, Refund, RefundState, Settlement
 
 _OWN_ID: Final = re.compile(r"pylon-[0-9a-f]{32}")
 _OPEN: Final = frozenset({InvoiceState.OPEN, InvoiceState.CLOSING})
 _DEAD: Final = frozenset({PaymentState.EXPIRED, PaymentState.FAILED, PaymentState.UNKNOWN})
 _EARLIER_S: Final = 86_400  # an invoice may be made so long before it is paid
-
-
-class RefundState(StrEnum):
-    """How a refund stands in our books."""
-
-    COMMITTED = "committed"  # the intent is stored; the wallet may or may not have paid it
-    PAID = "paid"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Refund:
-    """A refund of our books. `at` is when it was paid, or committed, unix seconds."""
-
-    job_id: str
-    payment_hash: str
-    amount_msats: int
-    fee_msats: int
-    state: RefundState
-    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +204,9 @@ def to_look_up(ours: OurBooks, transactions: Sequence[Transaction], since: int) 
     booked = [each.payment_hash for each in ours.settlements if each.settled_at >= since]
     payable = [row.payment_hash for row in ours.invoices if row.state in _OPEN and row.payment_hash is not None]
     refunds = [
-        each.payment_hash for each in ours.refunds if each.at >= since or each.state is RefundState.COMMITTED
+        each.payment_hash
+        for each in ours.refunds
+        if each.payment_hash is not None and (_ended_at(each) >= since or each.state is RefundState.COMMITTED)
     ]
     return (
         [each for each in dict.fromkeys([*booked, *payable]) if (Direction.INCOMING, each) not in settled],
@@ -238,7 +220,7 @@ def reconcile(ours: OurBooks, wallet: WalletBooks, *, since: int, now: int, grac
     An invoice that is past its expiry by less than `grace_s` is not yet expected to be closed in our books.
     """
     received = _incoming(wallet)
-    refunds = {each.payment_hash: each for each in ours.refunds}
+    refunds = {each.payment_hash: each for each in ours.refunds if each.payment_hash is not None}
     sent = _outgoing(wallet, refunds)
     invoices = {row.payment_hash: row for row in ours.invoices if row.payment_hash is not None}
     by_own_id = {row.own_id: row for row in ours.invoices}
@@ -251,8 +233,8 @@ def reconcile(ours: OurBooks, wallet: WalletBooks, *, since: int, now: int, grac
     settlements = [each for each in ours.settlements if falls_in(received.get(each.payment_hash), each.settled_at)]
     paid = [
         each
-        for each in ours.refunds
-        if each.state is RefundState.PAID and falls_in(sent.get(each.payment_hash), each.at)
+        for payment_hash, each in refunds.items()
+        if each.state is RefundState.PAID and falls_in(sent.get(payment_hash), _ended_at(each))
     ]
     found = [_of_settlement(each, received.get(each.payment_hash)) for each in settlements]
     for payment_hash, line in received.items():
@@ -262,7 +244,7 @@ def reconcile(ours: OurBooks, wallet: WalletBooks, *, since: int, now: int, grac
         if line.at >= since or (row is not None and row.state in _OPEN):
             found.append(_not_booked(payment_hash, line, row))
     found += [_of_open_invoice(row, received, now, grace_s) for row in ours.invoices if row.state in _OPEN]
-    found += [_of_refund(each, sent.get(each.payment_hash)) for each in paid]
+    found += [_of_refund(each, sent.get(each.payment_hash or "")) for each in paid]
     for payment_hash, line in sent.items():
         refund = refunds.get(payment_hash)
         if refund is None or refund.state is not RefundState.PAID:
@@ -322,9 +304,10 @@ def _of_open_invoice(row: InvoiceRow, received: Mapping[str, _Line], now: int, g
 
 
 def _of_refund(ours: Refund, line: _Line | None) -> Difference | None:
+    payment_hash = ours.payment_hash or ""
     booked_msats = -ours.amount_msats - ours.fee_msats
     if line is None or not line.settled:
-        return Difference(Kind.REFUND_NOT_PAID, ours.payment_hash, booked_msats, 0, ours.at, ours.job_id)
+        return Difference(Kind.REFUND_NOT_PAID, payment_hash, booked_msats, 0, _ended_at(ours), ours.job_id)
     wallet_msats = -line.amount_msats - line.fee_msats
     if line.amount_msats != ours.amount_msats:
         kind = Kind.OTHER_REFUND
@@ -332,7 +315,7 @@ def _of_refund(ours: Refund, line: _Line | None) -> Difference | None:
         kind = Kind.OTHER_FEE
     else:
         return None
-    return Difference(kind, ours.payment_hash, booked_msats, wallet_msats, line.at, ours.job_id)
+    return Difference(kind, payment_hash, booked_msats, wallet_msats, line.at, ours.job_id)
 
 
 def _of_payment(payment_hash: str, line: _Line, refund: Refund | None, since: int) -> Difference | None:
@@ -342,8 +325,13 @@ def _of_payment(payment_hash: str, line: _Line, refund: Refund | None, since: in
         job_id = None if refund is None else refund.job_id
         return Difference(kind, payment_hash, 0, -line.amount_msats - line.fee_msats, line.at, job_id)
     if refund is not None and refund.state is RefundState.COMMITTED and line.state in _DEAD:
-        return Difference(Kind.DEAD_REFUND, payment_hash, 0, 0, refund.at, refund.job_id)
+        return Difference(Kind.DEAD_REFUND, payment_hash, 0, 0, _ended_at(refund), refund.job_id)
     return None
+
+
+def _ended_at(refund: Refund) -> int:
+    """Return when a refund was last heard of: when it was paid, for a paid one."""
+    return refund.updated_at or refund.created_at
 
 
 def _named(by_own_id: Mapping[str, InvoiceRow], description: str) -> InvoiceRow | None:
@@ -369,7 +357,9 @@ def _outgoing(wallet: WalletBooks, refunds: Mapping[str, Refund]) -> dict[str, _
     lines = _lines(wallet.transactions, Direction.OUTGOING)
     for payment_hash, payment in wallet.payments.items():
         before, refund = lines.get(payment_hash), refunds.get(payment_hash)
-        at = before.at if before is not None else refund.at if refund is not None else 0  # an answer tells no time
+        at = (
+            before.at if before is not None else 0 if refund is None else _ended_at(refund)
+        )  # an answer tells no time
         if payment is None:
             lines.setdefault(payment_hash, _Line(PaymentState.UNKNOWN, 0, 0, 0))
         else:

@@ -18,7 +18,18 @@ from sqlalchemy.pool import NullPool
 
 from pylon.store import schema
 from pylon.store.errors import StoreUnavailable
-from pylon.store.records import CURSOR_MARK, Attempt, InvoiceRow, Job, JournalEntry, Money, Settlement, Work
+from pylon.store.records import (
+    CURSOR_MARK,
+    Attempt,
+    InvoiceRow,
+    Job,
+    JournalEntry,
+    Money,
+    Refund,
+    Settlement,
+    Work,
+)
+from pylon.store.refunds import REFUND_COLUMNS, refund_of
 from pylon.store.rows import (
     ATTEMPT_COLUMNS,
     INVOICE_COLUMNS,
@@ -152,9 +163,9 @@ class Reports:
                 for row in connection.execute(query)
             ]
 
-    def ledger(self) -> tuple[list[InvoiceRow], list[Settlement]]:
-        """Return every invoice and every settlement, of one moment, each in the order of its coming."""
-        invoices, money, jobs = schema.invoices, schema.settlements, schema.jobs
+    def ledger(self) -> tuple[list[InvoiceRow], list[Settlement], list[Refund]]:
+        """Return every invoice, settlement and refund, of one moment, each in the order of its coming."""
+        invoices, money, back, jobs = schema.invoices, schema.settlements, schema.refunds, schema.jobs
         made = (
             select(jobs.c.id, *_columns(invoices, INVOICE_COLUMNS))
             .join(jobs, jobs.c.number == invoices.c.job)
@@ -165,11 +176,17 @@ class Reports:
             .join(jobs, jobs.c.number == money.c.job)
             .order_by(literal_column("settlements.rowid"))
         )
+        given_back = (
+            select(jobs.c.id, *_columns(back, REFUND_COLUMNS))
+            .join(jobs, jobs.c.number == back.c.job)
+            .order_by(literal_column("refunds.rowid"))
+        )
         with self._connect() as connection:
             connection.exec_driver_sql("BEGIN")  # pysqlite begins no transaction for a read
             return (
                 [invoice_of(row[0], row[1:]) for row in connection.execute(made)],
                 [settlement_of(row[0], row[1:]) for row in connection.execute(booked)],
+                [refund_of(row[0], row[1:]) for row in connection.execute(given_back)],
             )
 
     def last_active_at(self) -> int | None:

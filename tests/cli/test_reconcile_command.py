@@ -16,7 +16,8 @@ from pylon.cli.app import run
 from pylon.jobs.ports import Invoice, InvoiceRequest
 from pylon.lock import instance_lock
 from pylon.paths import paths_under
-from pylon.store.records import InvoiceRow, InvoiceState, Job, Money, Settlement, Work
+from pylon.store import refunds
+from pylon.store.records import InvoiceRow, InvoiceState, Job, Money, Refund, RefundState, Settlement, Work
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
 from pylon.wallets.fake_server.node import Draft, Node
@@ -60,6 +61,22 @@ class Shop:
         await books.write(store)
         await books.aclose()
         return job_id, invoice
+
+    async def give_back(self, job_id: str, amount_msats: int) -> None:
+        """Let the wallet pay a refund, and book it."""
+        elsewhere = Node("22" * 32).sign(Draft("y", amount_msats, 600, "back", None), int(time.time()))
+        async with (client := self.wallet.client()).running():
+            paid = await client.pay(elsewhere.bolt11, own_id="back", max_fee_msats=1_000)
+        now = int(time.time())
+        row = Refund("back", job_id, amount_msats, now, payment_hash=paid.payment_hash, bolt11=elsewhere.bolt11)
+
+        def store(tx: Tx) -> None:
+            refunds.keep_refund(tx, row)
+            refunds.end_refund(tx, "back", RefundState.PAID, fee_msats=paid.fee_msats, reason="", now=now)
+
+        books = await Store.open(paths_under(self.home).database)
+        await books.write(store)
+        await books.aclose()
 
     async def spend(self, amount_msats: int) -> None:
         """Let the wallet pay somebody."""
@@ -125,6 +142,16 @@ def test_each_difference_with_its_reason_and_what_to_do(shop: Shop, capsys: Capt
     assert "Differences (3)" in out
     assert f"job {missed[:12]}" in out
     assert "-> start pylon: it asks about its invoices and books what was paid" in out
+
+
+def test_refunds_and_their_fees(shop: Shop, capsys: Captured) -> None:
+    job_id, _ = shop.sell(9_000)
+    anyio.run(shop.give_back, job_id, 5_000)
+    assert run(["reconcile", "--json"]) == 0
+    found = answer(capsys)
+    assert (found["received_msats"], found["refunds"], found["refunded_msats"]) == (9_000, 1, 5_000)
+    assert found["fees_msats"] > 0
+    assert found["books_msats"] == found["wallet_change_msats"] == found["balance_msats"]
 
 
 def test_since(shop: Shop, capsys: Captured) -> None:

@@ -14,14 +14,12 @@ from pylon.jobs.reconcile import (
     Kind,
     OurBooks,
     Reconciliation,
-    Refund,
-    RefundState,
     WalletBooks,
     list_from,
     reconcile,
     to_look_up,
 )
-from pylon.store.records import InvoiceRow, InvoiceState, Settlement
+from pylon.store.records import InvoiceRow, InvoiceState, Refund, RefundState, Settlement
 
 NOW = 10_000
 JOB = "0a" * 32
@@ -64,7 +62,20 @@ def sent(
 
 
 def refund(state: RefundState = RefundState.PAID, fee_msats: int = 10, at: int = 6_000) -> Refund:
-    return Refund(JOB, HASH, 2_000, fee_msats, state, at)
+    return given_back(HASH, 2_000, fee_msats, state, at)
+
+
+def given_back(payment_hash: str, amount_msats: int, fee_msats: int, state: RefundState, at: int) -> Refund:
+    return Refund(
+        f"back-{payment_hash}",
+        JOB,
+        amount_msats,
+        created_at=1,
+        payment_hash=payment_hash,
+        state=state,
+        fee_msats=fee_msats,
+        updated_at=at,
+    )
 
 
 def kinds(
@@ -75,7 +86,7 @@ def kinds(
 
 
 def test_books_that_agree() -> None:
-    ours = OurBooks([row()], [booked()], [Refund(JOB, "ef" * 32, 500, 3, RefundState.PAID, 6_000)])
+    ours = OurBooks([row()], [booked()], [given_back("ef" * 32, 500, 3, RefundState.PAID, 6_000)])
     paid = Transaction(Direction.OUTGOING, "ef" * 32, PaymentState.SETTLED, 500, 6_000, 3, 6_000)
     wallet = WalletBooks([received(), paid], balance_msats=5_497)
     found = reconcile(ours, wallet, since=0, now=NOW)
@@ -158,6 +169,9 @@ def test_refunds() -> None:
     assert found(refund(RefundState.COMMITTED), failed) == [(Kind.DEAD_REFUND, 0, 0)]
     assert found(refund(RefundState.COMMITTED), WalletBooks([sent(state=PaymentState.PENDING)])) == []
     assert found(refund(RefundState.FAILED), failed) == []
+    written_off = Refund("off", JOB, 2_000, 1, state=RefundState.WRITTEN_OFF)  # nothing was paid, nobody is asked
+    assert found(written_off, WalletBooks()) == []
+    assert to_look_up(OurBooks(refunds=[written_off]), [], 0) == ([], [])
     for state in (RefundState.COMMITTED, RefundState.FAILED):
         assert found(refund(state), WalletBooks([sent()])) == [(Kind.REFUND_NOT_BOOKED, 0, -2_010)]
     assert found(refund(), WalletBooks([sent(1_900)])) == [(Kind.OTHER_REFUND, -2_010, -1_910)]
@@ -228,7 +242,9 @@ OURS = st.builds(
         unique_by=lambda each: each.payment_hash,
     ),
     refunds=st.lists(
-        st.builds(Refund, st.just(JOB), HASHES, AMOUNTS, st.integers(0, 20), st.sampled_from(RefundState), TIMES),
+        st.builds(
+            given_back, HASHES, AMOUNTS, st.integers(0, 20), st.sampled_from(RefundState), st.integers(1, NOW)
+        ),
         unique_by=lambda each: each.payment_hash,
     ),
 )
@@ -251,8 +267,8 @@ def test_a_wallet_that_says_what_we_booked_agrees(ours: OurBooks, since: int) ->
     ]
     listed += [
         Transaction(
-            *(Direction.OUTGOING, each.payment_hash, PaymentState.SETTLED),
-            *(each.amount_msats, each.at, each.fee_msats, each.at),
+            *(Direction.OUTGOING, each.payment_hash or "", PaymentState.SETTLED),
+            *(each.amount_msats, each.updated_at, each.fee_msats, each.updated_at),
         )
         for each in ours.refunds
     ]
