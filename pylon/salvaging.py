@@ -7,7 +7,7 @@ for them as long as it takes: nothing is assumed. `jobs/salvage.py` has what fol
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -63,6 +63,7 @@ class Salvage:
         log.info("restored books: relays and wallet are asked before anything acts", taken_at=self.taken_at)
         said = await self._ask_relays()
         booked, foreign = await self._ask_wallet()
+        await self._ask_for_refunds(said.values())
         results = [each for each in said.values() if each.result is not None]
         for each in results:
             await self.store.write(lambda tx, each=each: salvage.tell_result(tx, self.recorder, each, self._now()))  # type: ignore[misc]
@@ -198,6 +199,24 @@ class Salvage:
                 )
             )
         return foreign
+
+    async def _ask_for_refunds(self, said: Iterable[salvage.Said]) -> None:
+        """Bring refunds into the books that the lost history announced, as far as the wallet confirms them."""
+        wallet = self.wallet
+        for job_id, payment_hash in ((each.job_id, back) for each in said for back in each.refunded):
+            if wallet is None:
+                continue
+            paid = await self._insist(lambda back=payment_hash: wallet.look_up_payment(back))  # type: ignore[misc]
+            if paid is None or paid.state is not PaymentState.SETTLED:
+                log.warning("a refund of the lost history is not confirmed by the wallet", job=job_id)
+                continue
+            booked = await self.store.write(
+                lambda tx, job_id=job_id, paid=paid: salvage.give_back(  # type: ignore[misc]
+                    tx, self.recorder, job_id, paid, self._now()
+                )
+            )
+            if not booked:
+                log.warning("a refund of the lost history fits no debt of these books", job=job_id)
 
     async def _settlements(self) -> int:
         ((count,),) = await self.store.write(lambda tx: tx.ask("SELECT count(*) FROM settlements"))

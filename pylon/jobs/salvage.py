@@ -19,16 +19,18 @@ from pylon.jobs import facts
 from pylon.jobs.catalogue import Catalogue
 from pylon.jobs.kinds import parse_job
 from pylon.jobs.policy import job_deadline
-from pylon.jobs.ports import Invoice
+from pylon.jobs.ports import Invoice, Payment
 from pylon.jobs.recorder import Recorder
 from pylon.nostr.bolt11 import BadInvoice, InvoiceFacts, read_invoice
-from pylon.nostr.event import BadEvent, Event, parse_event, verify
+from pylon.nostr.event import BadEvent, Event, is_hex, parse_event, verify
 from pylon.nostr.nip90 import FEEDBACK_KIND, BadRequest, FeedbackStatus, JobRequest, parse_request
 from pylon.nostr.nip90_replies import BadReply, parse_feedback, parse_result
-from pylon.store.records import RESTORED_MARK, InvoiceRow, InvoiceState, Job, Money, Work
+from pylon.store import refunds
+from pylon.store.records import ENDED, RESTORED_MARK, InvoiceRow, InvoiceState, Job, Money, Refund, Work
 from pylon.store.tx import Tx
 
 _OWN_ID: Final = re.compile(r"pylon-[0-9a-f]{32}")
+_REFUNDED: Final = "refunded"  # the tag of a feedback that says what was paid back: amount, payment hash
 _JOB_PREFIX: Final = re.compile(r"NIP-90 job ([0-9a-f]{16}) ")
 
 
@@ -45,7 +47,8 @@ class Published:
 class Said:
     """What we said about one job, as relays have it. Times are unix seconds.
 
-    `asked` are the invoices that we asked to be paid beforehand, oldest first, `billed` the one in the result.
+    `asked` are the invoices that we asked to be paid beforehand, oldest first, `billed` the one in the result,
+    `refunded` the payment hashes of what we said was paid back.
     """
 
     job_id: str
@@ -53,6 +56,7 @@ class Said:
     asked: tuple[Published, ...] = ()
     billed: Published | None = None
     result: Event | None = None
+    refunded: tuple[str, ...] = ()
 
     @property
     def bills(self) -> tuple[Published, ...]:
@@ -82,13 +86,14 @@ class Terms:
 
 
 def read_said(events: Iterable[Event], provider: str) -> dict[str, Said]:
-    """Return what a provider's events say, by job: those that ask for payment, and results.
+    """Return what a provider's events say, by job: those that ask for payment, results, and refunds.
 
     Blocks, for 7 ms an invoice.
     """
     replies: dict[str, list[Event]] = defaultdict(list)
     asked: dict[str, dict[str, Published]] = defaultdict(dict)
     results: dict[str, tuple[Event, Published | None]] = {}
+    refunded: dict[str, list[str]] = defaultdict(list)
     for event in sorted(events, key=lambda each: (each.created_at, each.id)):
         if event.pubkey != provider:
             continue
@@ -96,9 +101,12 @@ def read_said(events: Iterable[Event], provider: str) -> dict[str, Said]:
             if event.kind == FEEDBACK_KIND:
                 feedback = parse_feedback(event)
                 found = _published(feedback.bolt11)
-                if feedback.status is not FeedbackStatus.PAYMENT_REQUIRED or found is None:
+                if feedback.status is FeedbackStatus.PAYMENT_REQUIRED and found is not None:
+                    asked[feedback.request_id].setdefault(found.facts.payment_hash, found)
+                elif (tag := event.tag(_REFUNDED)) is not None and len(tag) > 2 and is_hex(tag[2], 64):
+                    refunded[feedback.request_id].append(tag[2])
+                else:
                     continue
-                asked[feedback.request_id].setdefault(found.facts.payment_hash, found)
                 replies[feedback.request_id].append(event)
             else:
                 result = parse_result(event)
@@ -110,7 +118,8 @@ def read_said(events: Iterable[Event], provider: str) -> dict[str, Said]:
     for job_id, about in replies.items():
         result_event, billed = results.get(job_id, (None, None))
         invoices = tuple(asked[job_id].values())
-        said[job_id] = Said(job_id, about[0].created_at, invoices, billed, result_event)
+        paid_back = tuple(dict.fromkeys(refunded[job_id]))
+        said[job_id] = Said(job_id, about[0].created_at, invoices, billed, result_event, paid_back)
     return said
 
 
@@ -288,6 +297,28 @@ def _job_named(tx: Tx, description: str) -> str | None:
         return None
     found = tx.ask("SELECT id FROM jobs WHERE id >= ? AND id < ? LIMIT 2", (prefix[1], prefix[1] + "g"))
     return str(found[0][0]) if len(found) == 1 else None
+
+
+def give_back(tx: Tx, recorder: Recorder, job_id: str, paid: Payment, now: int) -> bool:
+    """Bring a refund into the books that the lost history said it had paid, and the wallet says so too.
+
+    The job is ended by it. False when the books do not owe that much, or have another refund of it under way.
+    """
+    if refunds.is_used(tx, paid.payment_hash):
+        return True
+    job = tx.job(job_id)
+    if job is None or refunds.committed_refund(tx, job_id) is not None:
+        return False
+    if job.work not in ENDED:
+        recorder.transact(tx, job_id, [facts.Cancel(facts.CancelledBy.OPERATOR)], now)
+    own_id = _made_up(paid.payment_hash)
+    refund = Refund(own_id, job_id, paid.amount_msats, now, payment_hash=paid.payment_hash)
+    recorder.transact(tx, job_id, [facts.RefundStarted(refund)], now)
+    if refunds.refund(tx, own_id) is None:
+        return False
+    done = facts.RefundPaid(own_id, paid.payment_hash, paid.amount_msats, paid.fee_msats)
+    recorder.transact(tx, job_id, [done], now)
+    return True
 
 
 # --- results, and the end -------------------------------------------------------------------------------------

@@ -13,12 +13,13 @@ import pytest
 from pylon.jobs import facts, lifecycle
 from pylon.jobs.cashier import describe
 from pylon.jobs.catalogue import Catalogue
-from pylon.jobs.ports import Invoice, PaymentState
+from pylon.jobs.ports import Invoice, Payment, PaymentState
 from pylon.jobs.recorder import Recorder, RecorderConfig
 from pylon.jobs.salvage import (
     Said,
     Terms,
     finish,
+    give_back,
     put_back,
     read_said,
     settle,
@@ -29,9 +30,20 @@ from pylon.jobs.salvage import (
 )
 from pylon.nostr.bolt11 import read_invoice
 from pylon.nostr.event import Event
-from pylon.nostr.nip90 import Denial, ErrorPrefix
-from pylon.nostr.nip90_replies import error_draft, payment_required_draft, result_draft
-from pylon.store.records import RESTORED_MARK, Books, InvoiceRow, InvoiceState, Job, Money, Work
+from pylon.nostr.nip90 import Denial, ErrorPrefix, FeedbackStatus
+from pylon.nostr.nip90_replies import error_draft, feedback_draft, payment_required_draft, result_draft
+from pylon.store import refunds
+from pylon.store.records import (
+    RESTORED_MARK,
+    Books,
+    InvoiceRow,
+    InvoiceState,
+    Job,
+    Money,
+    Refund,
+    RefundState,
+    Work,
+)
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
 from tests.support.events import CUSTOMER, NOW, PROVIDER, STRANGER, job_request, signed
@@ -356,6 +368,63 @@ async def test_what_names_no_job_of_ours_is_left_alone(store: Store) -> None:
     for description in ("", "rent", "NIP-90 job 0123456789abcdef (x)", f"pylon-{'9' * 32}"):
         assert not await stray(store, description)
     assert await books(store) == Books(0, 0, 0, 0)
+
+
+# --- refunds ----------------------------------------------------------------------------------------------------
+
+BACK = Payment("55" * 32, PaymentState.SETTLED, PRICE_MSATS, 7)
+
+
+def paid_back(at: int = NOW + 20) -> Event:
+    draft = feedback_draft(
+        REQUEST.id, CUSTOMER.public_hex, FeedbackStatus.ERROR, extra_tags=(("refunded", "2000", BACK.payment_hash),)
+    )
+    return signed(draft, PROVIDER, at)
+
+
+async def give(store: Store) -> bool:
+    return await store.write(lambda tx: give_back(tx, RECORDER, REQUEST.id, BACK, LATER))
+
+
+def test_a_refund_that_we_announced_is_read() -> None:
+    assert said(paid_back(), paid_back(NOW + 21)).refunded == (BACK.payment_hash,)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_refund_of_the_lost_history_is_not_paid_again(store: Store, ended: bool) -> None:
+    await old_copy(store)
+    text = bolt11(own_id=(await wanted(store)).own_id)
+    await bring(store, said(asked(text), paid_back()))
+    await pay(store, text)
+    if ended:
+        await store.write(lambda tx: RECORDER.transact(tx, REQUEST.id, [facts.Deadline()], NOW))
+    for _ in range(2):  # a start that is cut off begins again
+        assert await give(store)
+        assert await state_of(store) == (Work.EXPIRED if ended else Work.CANCELLED, Money.REFUNDED)
+        sums = await books(store)
+        assert (sums.received_msats, sums.refunded_msats, sums.refund_due_msats) == (PRICE_MSATS, PRICE_MSATS, 0)
+    assert await store.write(refunds.jobs_due) == []
+    (row,) = await store.write(lambda tx: refunds.refunds_of(tx, REQUEST.id))
+    assert (row.state, row.fee_msats, row.payment_hash) == (RefundState.PAID, 7, BACK.payment_hash)
+
+
+async def test_a_refund_of_what_these_books_do_not_owe_is_left_to_the_operator(store: Store) -> None:
+    assert not await give(store)
+    await old_copy(store, facts.Deadline())
+    assert not await give(store)
+    assert (await books(store)).refunded_msats == 0
+
+
+async def test_a_refund_that_is_under_way_here_is_asked_about_by_its_own_row(store: Store) -> None:
+    await old_copy(store)
+    text = bolt11(own_id=(await wanted(store)).own_id)
+    await bring(store, said(asked(text)))
+    await pay(store, text)
+    under_way = Refund("own", REQUEST.id, PRICE_MSATS, NOW, payment_hash="66" * 32)
+    for fact in (facts.Deadline(), facts.RefundStarted(under_way)):
+        await store.write(lambda tx, fact=fact: RECORDER.transact(tx, REQUEST.id, [fact], NOW))  # type: ignore[misc]
+    assert not await give(store)
+    assert await state_of(store) == (Work.EXPIRED, Money.REFUNDING)
 
 
 # --- again and again --------------------------------------------------------------------------------------------
