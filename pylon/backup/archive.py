@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Final, cast
 
 from pylon.backup.sealed import SealBroken, SealedReader, SealedWriter
+from pylon.paths import Paths
 
 IDENTITY: Final = "identity.json"
 SETTINGS: Final = "pylon.toml"
@@ -23,7 +24,14 @@ DATABASE: Final = "pylon.db"
 
 _MANIFEST: Final = "manifest.json"
 _VERSION: Final = 1
-_MOST_BYTES: Final = {IDENTITY: 65_536, SETTINGS: 1_048_576, DATABASE: 2**40}
+_MOST_BYTES: Final = {DATABASE: 2**40}
+_MOST_BYTES_ELSE: Final = 1_048_576
+
+
+def places_of(paths: Paths) -> dict[str, Path]:
+    """Return what a backup holds, by name: where each file lies in a home, and where it is put back."""
+    # The books first: they are the largest, so what can fail fails before the small ones are touched.
+    return {DATABASE: paths.database, IDENTITY: paths.identity_file, SETTINGS: paths.config_file}
 
 
 class KeyPlace(StrEnum):
@@ -77,7 +85,7 @@ def read_archive(file: IO[bytes], passphrase: str, places: Mapping[str, IO[bytes
                 if manifest is None:
                     manifest = _read_manifest(entry, content)
                     continue
-                if entry.name not in places or entry.size > _MOST_BYTES[entry.name]:
+                if entry.name not in places or entry.size > _MOST_BYTES.get(entry.name, _MOST_BYTES_ELSE):
                     raise SealBroken("holds what no backup of pylon holds")
                 found.add(entry.name)
                 shutil.copyfileobj(content, places[entry.name], 1024 * 1024)
@@ -96,7 +104,7 @@ def _entry(name: str, size_bytes: int, manifest: Manifest) -> tarfile.TarInfo:
 
 
 def _read_manifest(entry: tarfile.TarInfo, content: IO[bytes]) -> Manifest:
-    if entry.name != _MANIFEST or entry.size > _MOST_BYTES[IDENTITY]:
+    if entry.name != _MANIFEST or entry.size > _MOST_BYTES_ELSE:
         raise SealBroken("has no manifest")
     try:
         told = json.loads(content.read())

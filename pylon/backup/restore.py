@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from pylon.backup.archive import DATABASE, IDENTITY, SETTINGS, KeyPlace, Manifest, read_archive
+from pylon.backup.archive import DATABASE, IDENTITY, SETTINGS, KeyPlace, Manifest, places_of, read_archive
 from pylon.backup.sealed import SealBroken
 from pylon.backup.take import BackupError
 from pylon.lock import instance_lock
@@ -30,12 +30,6 @@ class Restored:
     manifest: Manifest
     files: tuple[Path, ...]
     kept: tuple[Path, ...]
-
-
-def places_of(paths: Paths) -> dict[str, Path]:
-    """Return where each file of a backup belongs."""
-    # The books first: they are the largest, so what can fail fails before the small ones are touched.
-    return {DATABASE: paths.database, IDENTITY: paths.identity_file, SETTINGS: paths.config_file}
 
 
 def refuse_to_overwrite(paths: Paths) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pylon import __version__
-from pylon.backup.archive import DATABASE, IDENTITY, SETTINGS, KeyPlace, Manifest, write_archive
+from pylon.backup.archive import DATABASE, IDENTITY, SETTINGS, KeyPlace, Manifest, places_of, write_archive
 from pylon.nostr.keys import encode_npub
 from pylon.paths import Paths
 from pylon.settings import LoadedSettings
@@ -103,10 +103,10 @@ def _secrets_elsewhere(loaded: LoadedSettings) -> Iterator[str]:
 @contextmanager
 def _files(loaded: LoadedSettings, paths: Paths) -> Iterator[dict[str, Path]]:
     """Yield what goes into the backup: an identity file that is sound, the settings, a snapshot of the books."""
-    files: dict[str, Path] = {}
-    if paths.identity_file.exists():
-        read_identity(paths.identity_file)
-        files[IDENTITY] = paths.identity_file
+    places = places_of(paths)
+    files = {name: path for name, path in places.items() if name not in (DATABASE, SETTINGS) and path.exists()}
+    if IDENTITY in files:
+        read_identity(files[IDENTITY])
     if loaded.config_file is not None:
         files[SETTINGS] = loaded.config_file
     if not paths.database.exists():

@@ -10,7 +10,9 @@ import pytest
 from pylon.control.views import DaemonState, DaemonStatus
 from pylon.nostr.event import verify
 from pylon.nostr.nip90 import FEEDBACK_KIND, FeedbackStatus
+from pylon.nostr.nip90_replies import parse_result
 from pylon.store.records import RESTORED_MARK, Money, Work
+from tests.e2e.test_market import until_state
 from tests.support.openai_server import DONE, STREAM_END, STREAM_HEAD, Wire, framed, piece, scripted_server
 from tests.support.provider import MODEL, Provider, market_settings, provider
 from tests.support.relay import relay_process
@@ -20,22 +22,23 @@ from tests.support.wallet import WalletProcess
 pytestmark = pytest.mark.e2e
 
 SLOW = "take your time"
+BEFORE = "take your time, it begins before the backup"
 
 
 class Model:
-    """A model's server that answers at once, but for `SLOW` prompts, which wait until it may go on."""
+    """A model's server that answers at once, but for slow prompts, each of which waits until it may go on."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.go_on = anyio.Event()
-        self.slow_asked = anyio.Event()
+        self.go_on = {SLOW: anyio.Event(), BEFORE: anyio.Event()}
+        self.begun = {SLOW: anyio.Event(), BEFORE: anyio.Event()}
 
     async def chat(self, wire: Wire) -> None:
         prompt = wire.json["messages"][-1]["content"]
         self.asked.append(prompt)
-        if prompt == SLOW and not self.go_on.is_set():
-            self.slow_asked.set()
-            await self.go_on.wait()
+        if prompt in self.go_on:
+            self.begun[prompt].set()
+            await self.go_on[prompt].wait()
         await wire.send(STREAM_HEAD + framed(piece(f"Echo: {prompt}", "stop")) + framed(DONE) + STREAM_END)
 
 
@@ -72,21 +75,26 @@ async def test_an_old_copy_comes_back(tmp_path: Path) -> None:
                 before = await sold(wallet, customer, "before the backup")
                 invoiced = await customer.order("invoiced before, paid after")
                 bolt11 = await invoiced.invoice()
+                begun = await customer.order(BEFORE)
+                await wallet.payer().pay(await begun.invoice())
+                await model.begun[BEFORE].wait()
                 await ran(daemon, "backup", file, *keys)
 
                 # What the copy does not know: paid and delivered, only invoiced, paid and under way.
                 await wallet.payer().pay(bolt11)
                 await invoiced.result()
+                model.go_on[BEFORE].set()
+                await begun.result()
                 after = await sold(wallet, customer, "after the backup")
                 unpaid = await customer.order("paid while nobody runs")
                 unpaid_bolt11 = await unpaid.invoice()
                 running = await customer.order(SLOW)
                 await wallet.payer().pay(await running.invoice())
-                await model.slow_asked.wait()
+                await model.begun[SLOW].wait()
                 await daemon.until(lambda status: status.outbox_pending == 0, "published")
                 daemon.kill()
                 await wallet.payer().pay(unpaid_bolt11)
-                model.go_on.set()
+                model.go_on[SLOW].set()
 
                 out = await ran(daemon, "restore", file, "--force", *keys)
                 assert "It asks the wallet about every invoice" in out
@@ -96,7 +104,7 @@ async def test_an_old_copy_comes_back(tmp_path: Path) -> None:
                 await unpaid.result()
                 await daemon.until(is_quiet, "quiet")
 
-                orders = [before, invoiced, after, unpaid, running]
+                orders = [before, invoiced, begun, after, unpaid, running]
                 ids = [order.id for order in orders]
                 results = await stored_events(relay.url, daemon.pubkey, ids, [RESULT_KIND])
                 assert all(verify(event) for event in results)
@@ -105,7 +113,7 @@ async def test_an_old_copy_comes_back(tmp_path: Path) -> None:
                 refused = [event for event in asked if event.tag_values("status")[0] == "error"]
                 assert refused == []
                 done = [prompt for prompt in model.asked if prompt != SLOW]
-                assert len(done) == len(set(done)) == 4
+                assert len(done) == len(set(done)) == 5
                 for order in orders:
                     detail = daemon.reports().detail(order.id)
                     assert detail is not None
@@ -162,3 +170,29 @@ async def test_without_the_wallet_it_waits_and_says_so(tmp_path: Path) -> None:
             assert await asked_meanwhile.invoice()
             await daemon.until(is_quiet, "quiet")
             assert (await daemon.status()).books.received_msats == (await wallet.books())["received_msats"]
+
+
+async def test_work_on_credit_of_the_lost_history_is_still_billed(tmp_path: Path) -> None:
+    secret, file = tmp_path / "passphrase", str(tmp_path / "pylon.backup")
+    secret.write_text("correct horse battery\n")
+    secret.chmod(0o600)
+    keys = ("--passphrase-file", str(secret))
+    with relay_process() as relay, WalletProcess(tmp_path) as wallet:
+        settings = market_settings(relay.url, paid_to=wallet, payment={"mode": "postpay", "credit_msats": 40_000})
+        async with (
+            provider(tmp_path, settings, wallet=wallet) as daemon,
+            shop(relay.url, provider=daemon.pubkey) as customer,
+        ):
+            await ran(daemon, "backup", file, *keys)
+            order = await customer.order("on credit")
+            bolt11 = parse_result(await order.result()).bolt11
+            assert bolt11 is not None
+            await daemon.until(lambda status: status.outbox_pending == 0, "published")
+            daemon.kill()
+            await ran(daemon, "restore", file, "--force", *keys)
+            await daemon.start()
+            await until_state(daemon, order, (Work.DELIVERED, Money.INVOICED))
+            await wallet.payer().pay(bolt11)
+            await until_state(daemon, order, (Work.DELIVERED, Money.SETTLED))
+            assert len(await stored_events(relay.url, daemon.pubkey, [order.id], [RESULT_KIND])) == 1
+            assert "agree" in await ran(daemon, "reconcile")
