@@ -7,7 +7,7 @@ for them as long as it takes: nothing is assumed. `jobs/salvage.py` has what fol
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -19,13 +19,14 @@ from pylon.customer.visit import Reading, Visit, visiting
 from pylon.jobs import salvage
 from pylon.jobs.cashier import describe
 from pylon.jobs.kinds import KINDS
-from pylon.jobs.ports import Clock, Direction, PaymentState, Wallet, WalletAbility, WalletError
+from pylon.jobs.ports import Clock, Direction, PaymentState, Transaction, Wallet, WalletAbility, WalletError
 from pylon.jobs.recorder import Recorder
 from pylon.nostr.event import Event
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import Filter
 from pylon.nostr.nip90 import FEEDBACK_KIND, result_kind
 from pylon.relays.state import PoolConfig
+from pylon.store import refunds
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
 from pylon.text import printable
@@ -62,8 +63,7 @@ class Salvage:
         """Compare, and take the mark away. Returns when all is known; may be cancelled at any point."""
         log.info("restored books: relays and wallet are asked before anything acts", taken_at=self.taken_at)
         said = await self._ask_relays()
-        booked, foreign = await self._ask_wallet()
-        await self._ask_for_refunds(said.values())
+        booked, foreign = await self._ask_wallet(said.values())
         results = [each for each in said.values() if each.result is not None]
         for each in results:
             await self.store.write(lambda tx, each=each: salvage.tell_result(tx, self.recorder, each, self._now()))  # type: ignore[misc]
@@ -142,7 +142,7 @@ class Salvage:
 
     # --- the wallet -------------------------------------------------------------------------------------------
 
-    async def _ask_wallet(self) -> tuple[int, int]:
+    async def _ask_wallet(self, said: Iterable[salvage.Said]) -> tuple[int, int]:
         """Book what was paid; return how many payments are new to the books, and how many are not ours."""
         wallet = self.wallet
         if wallet is None:
@@ -172,7 +172,13 @@ class Salvage:
                             tx, self.recorder, row, invoice, self._now()
                         )
                     )
-        foreign = await self._ask_for_strays(wallet)
+        listed: Sequence[Transaction] = ()
+        if WalletAbility.LIST in state.abilities:
+            listed = await self._insist(lambda: wallet.transactions(self.taken_at - _OVERLAP_S))
+        settled = [each for each in listed if each.state is PaymentState.SETTLED]
+        foreign = await self._book_strays([each for each in settled if each.direction is Direction.INCOMING])
+        await self._ask_for_refunds(wallet, said)
+        await self._look_at_payments([each for each in settled if each.direction is Direction.OUTGOING])
         return await self._settlements() - before, foreign
 
     async def _ask_about(self, wallet: Wallet, payment_hash: str) -> None:
@@ -184,14 +190,10 @@ class Salvage:
                 lambda tx: salvage.settle(tx, self.recorder, payment_hash, received_msats, at, now)
             )
 
-    async def _ask_for_strays(self, wallet: Wallet) -> int:
+    async def _book_strays(self, received: Sequence[Transaction]) -> int:
         """Book what the wallet lists as paid and no look-up found; return how much of it is not ours."""
-        if WalletAbility.LIST not in wallet.state().abilities:
-            return 0
         foreign = 0
-        for each in await self._insist(lambda: wallet.transactions(self.taken_at - _OVERLAP_S)):
-            if each.direction is Direction.OUTGOING or each.state is not PaymentState.SETTLED:
-                continue
+        for each in received:
             at = each.created_at if each.settled_at is None else each.settled_at
             foreign += not await self.store.write(
                 lambda tx, each=each, at=at: salvage.settle_stray(  # type: ignore[misc]
@@ -200,12 +202,19 @@ class Salvage:
             )
         return foreign
 
-    async def _ask_for_refunds(self, said: Iterable[salvage.Said]) -> None:
+    async def _look_at_payments(self, sent: Sequence[Transaction]) -> None:
+        """Say what the wallet paid since the backup that is no refund of these books: it may have been one."""
+        hashes = [each.payment_hash for each in sent]
+        known = await self.store.write(lambda tx: {each for each in hashes if refunds.is_used(tx, each)})
+        if unknown := [each for each in hashes if each not in known]:
+            log.warning(
+                "the wallet paid what these books do not know: see pylon reconcile before a refund is paid",
+                payments=len(unknown),
+            )
+
+    async def _ask_for_refunds(self, wallet: Wallet, said: Iterable[salvage.Said]) -> None:
         """Bring refunds into the books that the lost history announced, as far as the wallet confirms them."""
-        wallet = self.wallet
         for job_id, payment_hash in ((each.job_id, back) for each in said for back in each.refunded):
-            if wallet is None:
-                continue
             paid = await self._insist(lambda back=payment_hash: wallet.look_up_payment(back))  # type: ignore[misc]
             if paid is None or paid.state is not PaymentState.SETTLED:
                 log.warning("a refund of the lost history is not confirmed by the wallet", job=job_id)
