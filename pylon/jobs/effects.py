@@ -130,7 +130,9 @@ class EndRefund:
 
 @dataclass(frozen=True, slots=True)
 class DropPayee:
-    """Where the money was to go is of no use any more."""
+    """Where the money was to go is of no use any more, unless something else was named since."""
+
+    destination: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ class Announce:
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Publish a feedback durably. `prefix` is set for errors; `invoice` for payment-required; `tags` join the rest."""
+    """Publish a feedback durably. `prefix` is set for errors, `invoice` for payment-required; `tags` are added."""
 
     status: FeedbackStatus
     prefix: ErrorPrefix | None = None

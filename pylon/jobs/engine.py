@@ -17,11 +17,12 @@ import anyio
 from pylon.jobs import effects as do
 from pylon.jobs import facts
 from pylon.jobs.credit import WINDOW_S, Credit
+from pylon.jobs.giving_back import GIVING_BACK, NO_BOOKS
 from pylon.jobs.lifecycle import begin
 from pylon.jobs.openjobs import OpenJobs
 from pylon.jobs.policy import MAX_CUSTOMERS
 from pylon.jobs.ports import Clock, Publisher
-from pylon.jobs.recorder import GIVING_BACK, NO_BOOKS, Moved, Recorder
+from pylon.jobs.recorder import Moved, Recorder
 from pylon.jobs.textgen import TextJob
 from pylon.store.customers import earned_of_customers, postpaid_jobs
 from pylon.store.errors import AlreadyAccepted, StaleVersion, StoreUnavailable

@@ -167,7 +167,7 @@ class RefundStarted:
 
 @dataclass(frozen=True, slots=True)
 class RefundPaid:
-    """The wallet says that it paid a refund's invoice. `left_msats` is what is due beyond it (the recorder knows)."""
+    """The wallet says that it paid a refund's invoice. `left_msats` is what is due beyond it."""
 
     own_id: str
     payment_hash: str
@@ -181,6 +181,7 @@ class RefundFailed:
     """A refund's invoice is certainly not paid and will not be. `retryable`: another one can be fetched."""
 
     own_id: str
+    destination: str
     reason: str
     retryable: bool
 

@@ -325,13 +325,13 @@ def _refund_failed(job: Job, fact: facts.RefundFailed, rules: Rules) -> Step:
     if fact.retryable:
         return _move(job, ended, money=Money.REFUND_DUE)
     told = _error(ErrorPrefix.REFUND_DUE, "your invoice for the refund could not be paid: send another")
-    return _move(job, ended, do.DropPayee(), told, money=Money.REFUND_DUE)
+    return _move(job, ended, do.DropPayee(fact.destination), told, money=Money.REFUND_DUE)
 
 
 def _payee_refused(job: Job, fact: facts.PayeeRefused, rules: Rules) -> Step:
     if job.money is not Money.REFUND_DUE:
         return _nothing(job)
-    return _move(job, do.DropPayee(), _error(ErrorPrefix.REFUND_DUE, fact.sentence))
+    return _move(job, do.DropPayee(fact.destination), _error(ErrorPrefix.REFUND_DUE, fact.sentence))
 
 
 def _written_off(job: Job, fact: facts.WrittenOff, rules: Rules) -> Step:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 import orjson
@@ -17,17 +17,24 @@ import orjson
 from pylon.jobs import effects as do
 from pylon.jobs import facts
 from pylon.jobs import lifecycle as life
+from pylon.jobs.giving_back import (
+    ABOUT_REFUNDS,
+    GIVING_BACK,
+    NO_BOOKS,
+    due_msats,
+    job_books,
+    keep_named_payee,
+    store_refund,
+    weighed,
+)
 from pylon.jobs.ports import Invoice
-from pylon.nostr.event import BadEvent, Draft, parse_event
+from pylon.nostr.event import Draft, parse_event
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import Denial, ErrorPrefix, FeedbackStatus
 from pylon.nostr.nip90_fit import ResultTooLarge, fit_result
 from pylon.nostr.nip90_replies import error_draft, feedback_draft, payment_required_draft, result_draft
-from pylon.nostr.refunds import request_address
-from pylon.store import refunds
 from pylon.store.records import (
     ENDED,
-    UNDER_WAY,
     Attempt,
     Books,
     InvoiceRow,
@@ -36,24 +43,15 @@ from pylon.store.records import (
     Money,
     OutboxItem,
     OutboxTopic,
-    Payee,
-    PayeeSource,
     Refund,
-    RefundState,
     Settlement,
     Work,
 )
 from pylon.store.tx import Tx
 
-GIVING_BACK: Final = frozenset({Money.REFUND_DUE, Money.REFUNDING, Money.REFUNDED, Money.WRITTEN_OFF})
-"""Where the money of a job is that is given back, or was to be."""
-
 _FINISHED_MONEY: Final = (GIVING_BACK - {Money.REFUNDING}) | {Money.NONE, Money.VOID, Money.SETTLED, Money.UNPAID}
-NO_BOOKS: Final = Books(0, 0, 0, 0)
 _TOLD_BY_WALLETS: Final = frozenset({facts.Paid, facts.PaidShort, facts.InvoiceDead})
-_ABOUT_REFUNDS: Final = (facts.RefundStarted, facts.RefundPaid, facts.RefundFailed, facts.PayeeRefused)
 _NOTHING_TO_STORE: Final = frozenset({do.Announce, do.Enqueue, do.StopWork})
-_Refunding = facts.RefundStarted | facts.RefundPaid | facts.RefundFailed | facts.PayeeRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +124,8 @@ class Recorder:
         for fact in news:
             if type(fact) in _TOLD_BY_WALLETS and _is_old(tx, fact):
                 continue
-            if isinstance(fact, _ABOUT_REFUNDS):
-                known = _weighed(tx, job, fact)
+            if isinstance(fact, ABOUT_REFUNDS):
+                known = weighed(tx, job, fact)
                 if known is None:
                     continue
                 fact = known  # noqa: PLW2901
@@ -183,12 +181,12 @@ class Recorder:
         job, before = moved.job, moved.before
         # Free jobs, the fast path, have no money to count.
         has_money = job.money is not Money.NONE
-        old = _books(tx, before) if has_money and before is not None else NO_BOOKS
+        old = job_books(tx, before) if has_money and before is not None else NO_BOOKS
         for effect in moved.effects:
             if type(effect) not in _NOTHING_TO_STORE:  # the states say it
                 self._store_effect(tx, moved, effect, now)
         if has_money:
-            moved.books = _books(tx, job) - old
+            moved.books = job_books(tx, job) - old
         return moved
 
     def _store_effect(self, tx: Tx, moved: Moved, effect: do.Effect, now: int) -> None:
@@ -211,21 +209,10 @@ class Recorder:
                 tx.end_invoice(payment_hash, InvoiceState.PAID)
             case do.Earn():
                 tx.earn(job.id, job.price_msats)
-            case do.Say(status) if status is FeedbackStatus.SUCCESS and not self._config.success_feedback:
-                pass
             case do.Say():
-                event = self._feedback(tx, job, effect, now).sign(self._key, now)
-                self._send(
-                    tx,
-                    moved,
-                    OutboxTopic.FEEDBACK,
-                    event_id=event.id,
-                    event_json=event.to_json(),
-                    now=now,
-                    until=effect.invoice.expires_at if effect.invoice else None,
-                )
+                self._say(tx, moved, effect, now)
             case do.PayRefund() | do.AskRefund() | do.EndRefund() | do.DropPayee() | do.WriteOff():
-                _store_refund(tx, moved, effect, now)
+                moved.refunds += store_refund(tx, job, effect, now)
             case do.DeliverBilled() | do.Announce() | do.Enqueue() | do.StopWork():
                 raise AssertionError("nothing to store, or made a result before")
             case _:
@@ -267,6 +254,14 @@ class Recorder:
                 tx.move_invoices(job.id, [(InvoiceState.OPEN, InvoiceState.CLOSING), unwanted])
                 moved.invoices += [row for row in tx.invoices_of(job.id) if row.state is InvoiceState.CLOSING]
 
+    def _say(self, tx: Tx, moved: Moved, say: do.Say, now: int) -> None:
+        if say.status is FeedbackStatus.SUCCESS and not self._config.success_feedback:
+            return
+        event = self._feedback(tx, moved.job, say).sign(self._key, now)
+        until = say.invoice.expires_at if say.invoice else None
+        topic, event_json = OutboxTopic.FEEDBACK, event.to_json()
+        self._send(tx, moved, topic, event_id=event.id, event_json=event_json, now=now, until=until)
+
     def _send(
         self,
         tx: Tx,
@@ -286,7 +281,7 @@ class Recorder:
         tx.add_outbox(item)
         moved.items.append(item)
 
-    def _feedback(self, tx: Tx, job: Job, say: do.Say, now: int) -> Draft:
+    def _feedback(self, tx: Tx, job: Job, say: do.Say) -> Draft:
         hint = self._config.relay_hint
         if say.invoice is not None:
             return payment_required_draft(
@@ -300,7 +295,7 @@ class Recorder:
             )
         if say.prefix is ErrorPrefix.REFUND_DUE:
             # The request's text may be erased long before anybody can pay.
-            _keep_named_payee(tx, job, now)
+            keep_named_payee(tx, job)
             denial, amount_msats = Denial(say.prefix, say.sentence), due_msats(tx, job)
             return error_draft(job.id, job.customer, denial, amount_msats=amount_msats, relay_hint=hint)
         if say.prefix is not None:
@@ -308,87 +303,6 @@ class Recorder:
             return feedback_draft(job.id, job.customer, say.status, info=info, relay_hint=hint, extra_tags=say.tags)
         info = f"Delivered; {job.price_msats} msats settled."
         return feedback_draft(job.id, job.customer, say.status, info=info, relay_hint=hint)
-
-
-def books_of(job: Job, settlements: Sequence[Settlement], given_back: Sequence[Refund] = ()) -> Books:
-    """Return what one job adds to the books: its owed money is in work while the work is, else to be refunded."""
-    received = sum(each.amount_msats for each in settlements)
-    earned = sum(each.earned_msats for each in settlements)
-    in_work = 0
-    if job.money is Money.SETTLED and job.work in UNDER_WAY:
-        in_work = min(received - earned, job.price_msats)
-    paid = [each for each in given_back if each.state is RefundState.PAID]
-    refunded, fees = sum(each.amount_msats for each in paid), sum(each.fee_msats for each in paid)
-    written_off = sum(each.amount_msats for each in given_back if each.state is RefundState.WRITTEN_OFF)
-    due = received - earned - in_work - refunded - written_off
-    return Books(received, earned, in_work, due, refunded, fees, written_off)
-
-
-def due_msats(tx: Tx, job: Job) -> int:
-    """Return what a job's customer is to get back, a refund under way included."""
-    return _books(tx, job).refund_due_msats
-
-
-def _books(tx: Tx, job: Job) -> Books:
-    given_back = refunds.refunds_of(tx, job.id) if job.money in GIVING_BACK else ()
-    return books_of(job, tx.settlements_of(job.id), given_back)
-
-
-def _weighed(tx: Tx, job: Job, fact: _Refunding) -> _Refunding | None:
-    """Return a fact about a refund with what only the database knows; None when it is none (any more)."""
-    match fact:
-        case facts.RefundStarted(refund):
-            payment_hash = refund.payment_hash
-            assert payment_hash is not None
-            used = refunds.is_used(tx, payment_hash) or tx.invoice_by_hash(payment_hash) is not None
-            return None if used or refund.amount_msats > due_msats(tx, job) else fact
-        case facts.PayeeRefused(destination):
-            payee = refunds.payee(tx, job.id)
-            return fact if payee is not None and payee.destination == destination else None
-    row = refunds.refund(tx, fact.own_id)
-    if row is None or row.job_id != job.id:
-        return None
-    if isinstance(fact, facts.RefundFailed):
-        return fact if row.state is RefundState.COMMITTED else None
-    if row.state not in (RefundState.COMMITTED, RefundState.FAILED):
-        return None
-    return replace(fact, left_msats=due_msats(tx, job) - row.amount_msats)
-
-
-def _store_refund(
-    tx: Tx,
-    moved: Moved,
-    effect: do.PayRefund | do.AskRefund | do.EndRefund | do.DropPayee | do.WriteOff,
-    now: int,
-) -> None:
-    job = moved.job
-    match effect:
-        case do.PayRefund(refund):
-            moved.refunds.append((refunds.keep_refund(tx, refund), True))
-        case do.AskRefund():
-            under_way = refunds.committed_refund(tx, job.id)
-            assert under_way is not None, "a job is refunding while a refund of its is committed"
-            moved.refunds.append((under_way, False))
-        case do.EndRefund(own_id, state, fee_msats, reason):
-            refunds.end_refund(tx, own_id, state, fee_msats=fee_msats, reason=reason, now=now)
-        case do.DropPayee():
-            refunds.drop_payee(tx, job.id)
-        case do.WriteOff(reason):
-            own_id = f"pylon-{uuid.uuid4().hex}"
-            amount_msats, state = due_msats(tx, job), RefundState.WRITTEN_OFF
-            refunds.keep_refund(tx, Refund(own_id, job.id, amount_msats, now, state=state, reason=reason))
-
-
-def _keep_named_payee(tx: Tx, job: Job, now: int) -> None:
-    request_json = tx.request_json(job.id)
-    if request_json is None or refunds.payee(tx, job.id) is not None:
-        return
-    try:
-        address = request_address(parse_event(orjson.loads(request_json)))
-    except BadEvent:
-        return  # what was stored is what was accepted; a refund must not fail for it
-    if address is not None:
-        refunds.put_payee(tx, Payee(job.id, address, PayeeSource.REQUEST, said_at=0))
 
 
 def _is_old(tx: Tx, fact: facts.Fact) -> bool:

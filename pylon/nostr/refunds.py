@@ -96,7 +96,7 @@ def wish_draft(job_id: str, provider: str, destination: str) -> Draft:
 
 
 def parse_wish(event: Event) -> RefundWish | None:
-    """Return what a customer's feedback says about a refund, or None. Who signed it is for the caller to compare."""
+    """Return what a feedback says about a refund, or None. Whether a customer signed it is for the caller."""
     text = next(iter(event.tag_values(REFUND_TAG)), None)
     job_id = next(iter(event.tag_values("e")), "")
     if event.kind != FEEDBACK_KIND or text is None or not is_hex(job_id, 64):

@@ -168,8 +168,8 @@ class Settlement:
 class Refund:
     """One invoice of a customer's that gives back what is due, or (without invoice) what was written off.
 
-    `own_id` is our idempotency key with the wallet, `destination` where the invoice came from. `reason` tells why it
-    failed, or why it was written off.
+    `own_id` is our idempotency key with the wallet, `destination` where the invoice came from. `reason` tells why
+    it failed, or why it was written off.
     """
 
     own_id: str

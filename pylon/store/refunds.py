@@ -120,9 +120,10 @@ def refunds_of(tx: Tx, job_id: str) -> list[Refund]:
 
 
 def committed_since(tx: Tx, time_s: int) -> int:
-    """Return how many msats were committed to refunds since a time, but for those known not to have been paid."""
+    """Return how many msats were committed to refunds after a time, those that failed left out."""
     ((amount_msats,),) = tx.ask(
-        "SELECT coalesce(sum(amount_msats), 0) FROM refunds WHERE created_at > ? AND state IN ('committed', 'paid')",
+        "SELECT coalesce(sum(amount_msats), 0) FROM refunds"
+        " WHERE created_at > ? AND state IN ('committed', 'paid')",
         (time_s,),
     )
     return int(amount_msats)
@@ -181,6 +182,9 @@ def order(tx: Tx, job_id: str, destination: str, now: int) -> None:
         tx.change(f"UPDATE payees SET ordered = 1 WHERE job = {_JOB}", (job_id,))
 
 
-def drop_payee(tx: Tx, job_id: str) -> None:
+def drop_payee(tx: Tx, job_id: str, destination: str) -> None:
     """Forget where a refund was to go, and the order to pay it. When it was said stays: relays say it again."""
-    tx.change(f"UPDATE payees SET destination = '', ordered = 0 WHERE job = {_JOB}", (job_id,))
+    tx.change(
+        f"UPDATE payees SET destination = '', ordered = 0 WHERE job = {_JOB} AND destination = ?",
+        (job_id, destination),
+    )

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pylon.jobs import effects as do
 from pylon.jobs import facts, lifecycle
+from pylon.jobs.giving_back import GIVING_BACK
 from pylon.jobs.ports import Invoice
-from pylon.jobs.recorder import GIVING_BACK
 from pylon.nostr.nip90 import FeedbackStatus
 from pylon.store.records import ENDED, Job, Money, Refund, RefundState, Work
 
@@ -86,7 +86,9 @@ FACTS: dict[str, list[facts.Fact]] = {
     "deadline": [facts.Deadline()],
     "refund_started": [facts.RefundStarted(REFUND)],
     "refund_paid": [facts.RefundPaid("back", HASH, 2000, 2, left) for left in (0, 500)],
-    "refund_failed": [facts.RefundFailed("back", "no route", retryable=retryable) for retryable in (False, True)],
+    "refund_failed": [
+        facts.RefundFailed("back", "x", "no route", retryable=retryable) for retryable in (False, True)
+    ],
     "payee_refused": [facts.PayeeRefused("lnbcrt1", "it asks too much")],
     "written_off": [facts.WrittenOff("paid by hand")],
     "restarted": [facts.Restarted()],
@@ -341,7 +343,7 @@ class JobStory(RuleBasedStateMachine):
         if paid:
             self.tell(facts.RefundPaid("back", HASH, amount, fee_msats, self.due_msats - amount))
         else:
-            self.tell(facts.RefundFailed("back", "no route", retryable=fee_msats > 4))
+            self.tell(facts.RefundFailed("back", "x", "no route", retryable=fee_msats > 4))
 
     @rule(name=st.sampled_from(["written_off", "payee_refused"]))
     def decide(self, name: str) -> None:
