@@ -18,7 +18,7 @@ from pylon.jobs.access import Access
 from pylon.jobs.allowance import Allowance, AllowanceRules
 from pylon.jobs.announcement import AnnounceConfig, ProfileMode
 from pylon.jobs.cashier import CashierConfig
-from pylon.jobs.catalogue import Offer, Route
+from pylon.jobs.catalogue import Catalogue, Offer, Route
 from pylon.jobs.credit import Credit, CreditRules
 from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
@@ -27,6 +27,7 @@ from pylon.jobs.policy import IntakePolicy
 from pylon.jobs.ports import Backend, Clock, Wallet
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.salvage import Terms
 from pylon.net.urls import DialRefused
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip47 import WalletUri, parse_wallet_uri
@@ -230,6 +231,11 @@ def make_recorder_config(settings: Settings) -> RecorderConfig:
         success_feedback=jobs.success_feedback,
         relay_hint=settings.relays.urls[0],
     )
+
+
+def make_salvage_terms(settings: Settings, catalogue: Catalogue) -> Terms:
+    """Return what putting lost jobs back needs."""
+    return Terms(catalogue, settings.jobs.timeout_s, settings.relays.customer_relays_per_job)
 
 
 def make_intake_config(settings: Settings, mode: facts.Mode, access: Access) -> IntakeConfig:

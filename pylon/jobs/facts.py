@@ -9,6 +9,7 @@ from typing import Final, get_args
 
 from pylon.jobs.ports import Invoice
 from pylon.nostr.nip90 import ErrorPrefix
+from pylon.store.records import Refund
 
 
 class Mode(StrEnum):
@@ -158,8 +159,58 @@ class Deadline:
 
 
 @dataclass(frozen=True, slots=True)
+class RefundStarted:
+    """An invoice over what is due was checked, and is to be paid."""
+
+    refund: Refund
+
+
+@dataclass(frozen=True, slots=True)
+class RefundPaid:
+    """The wallet says that it paid a refund's invoice. `left_msats` is what is due beyond it."""
+
+    own_id: str
+    payment_hash: str
+    amount_msats: int
+    fee_msats: int
+    left_msats: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RefundFailed:
+    """A refund's invoice is certainly not paid and will not be. `retryable`: another one can be fetched."""
+
+    own_id: str
+    destination: str
+    reason: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PayeeRefused:
+    """What the customer named for its refund cannot be paid; `sentence` says why, and is for the customer."""
+
+    destination: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenOff:
+    """The operator decided that what is due will not be paid back. `reason` stays in the books."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Restarted:
     """The process started and found the job unfinished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A relay has a result of ours that these books do not know: they came from a backup, and it is younger."""
+
+    event_id: str
 
 
 Fact = (
@@ -178,7 +229,13 @@ Fact = (
     | GaveUp
     | Cancel
     | Deadline
+    | RefundStarted
+    | RefundPaid
+    | RefundFailed
+    | PayeeRefused
+    | WrittenOff
     | Restarted
+    | Found
 )
 
 

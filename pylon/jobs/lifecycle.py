@@ -18,7 +18,7 @@ from pylon.jobs import effects as do
 from pylon.jobs import facts
 from pylon.jobs.facts import CancelledBy, Fact, Mode
 from pylon.nostr.nip90 import ErrorPrefix, FeedbackStatus
-from pylon.store.records import ENDED, Job, Money, Work
+from pylon.store.records import ENDED, Job, Money, RefundState, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def _give_away(job: Job, why: str) -> Step:
 
 def _paid_otherwise(job: Job, fact: facts.Paid | facts.PaidShort, why: str) -> Step:
     book = do.BookMoney(fact.payment_hash, fact.amount_msats, fact.settled_at)
-    if job.work in ENDED and job.work is not Work.DELIVERED and job.money in _UNPAID:
+    if job.work in ENDED and job.work is not Work.DELIVERED and job.money in _NOTHING_DUE:
         return _move(job, book, _refund_due(job, why), money=Money.REFUND_DUE)
     return _move(job, book)
 
@@ -205,6 +205,8 @@ def _attempt_failed(job: Job, fact: facts.AttemptFailed, rules: Rules) -> Step:
 def _restarted(job: Job, fact: facts.Restarted, rules: Rules) -> Step:
     if job.work is Work.QUEUED:
         return Step(job, (do.Enqueue(),), changed=False)
+    if job.money is Money.REFUNDING:
+        return Step(job, (do.AskRefund(),), changed=False)
     if job.work is not Work.RUNNING:
         return _nothing(job)
     why = "the provider stopped while the job was running"
@@ -282,7 +284,64 @@ def _end_early(job: Job, work: Work, why: str, told: tuple[do.Say, ...]) -> Step
     return _move(job, *attempt, do.StopWork(), *told, work=work, reason=why)
 
 
-_UNPAID: Final = frozenset({Money.NONE, Money.CANCELLING, Money.VOID})
+def _found(job: Job, fact: facts.Found, rules: Rules) -> Step:
+    done = {"work": Work.DELIVERED, "result_id": fact.event_id}
+    if job.work is Work.AWAITING_PAYMENT:
+        return _move(job, do.CloseInvoices(), money=Money.VOID, **done)
+    if job.work is Work.BILLING:
+        return _move(job, do.RetireInvoice(), **done)
+    if job.work not in (Work.QUEUED, Work.RUNNING):
+        return _nothing(job)
+    why = "a result of it was published already"
+    attempt = (do.EndAttempt(job.attempts, why),) if job.work is Work.RUNNING else ()
+    earned = (do.Earn(),) if job.money is Money.SETTLED else ()
+    return _move(job, *attempt, do.StopWork(), *earned, **done)
+
+
+def _refund_started(job: Job, fact: facts.RefundStarted, rules: Rules) -> Step:
+    if job.money is not Money.REFUND_DUE:
+        return _nothing(job)
+    return _move(job, do.PayRefund(fact.refund), money=Money.REFUNDING)
+
+
+def _refund_paid(job: Job, fact: facts.RefundPaid, rules: Rules) -> Step:
+    if job.money not in (Money.REFUNDING, Money.REFUND_DUE):
+        return _nothing(job)
+    ended = do.EndRefund(fact.own_id, RefundState.PAID, fact.fee_msats)
+    amount, payment_hash = fact.amount_msats, fact.payment_hash
+    told = do.Say(
+        FeedbackStatus.ERROR,
+        ErrorPrefix.REFUNDED,
+        f"{amount} msats were paid back to you, payment hash {payment_hash}",
+        tags=(("refunded", str(amount), payment_hash),),
+    )
+    return _move(job, ended, told, money=Money.REFUND_DUE if fact.left_msats > 0 else Money.REFUNDED)
+
+
+def _refund_failed(job: Job, fact: facts.RefundFailed, rules: Rules) -> Step:
+    if job.money is not Money.REFUNDING:
+        return _nothing(job)
+    ended = do.EndRefund(fact.own_id, RefundState.FAILED, reason=fact.reason)
+    if fact.retryable:
+        return _move(job, ended, money=Money.REFUND_DUE)
+    told = _error(ErrorPrefix.REFUND_DUE, "your invoice for the refund could not be paid: send another")
+    return _move(job, ended, do.DropPayee(fact.destination), told, money=Money.REFUND_DUE)
+
+
+def _payee_refused(job: Job, fact: facts.PayeeRefused, rules: Rules) -> Step:
+    if job.money is not Money.REFUND_DUE:
+        return _nothing(job)
+    return _move(job, do.DropPayee(fact.destination), _error(ErrorPrefix.REFUND_DUE, fact.sentence))
+
+
+def _written_off(job: Job, fact: facts.WrittenOff, rules: Rules) -> Step:
+    if job.money is not Money.REFUND_DUE:
+        return _nothing(job)
+    told = _error(ErrorPrefix.WRITTEN_OFF, "the provider closed the refund of this job without paying it")
+    return _move(job, do.WriteOff(fact.reason), told, money=Money.WRITTEN_OFF)
+
+
+_NOTHING_DUE: Final = frozenset({Money.NONE, Money.CANCELLING, Money.VOID, Money.REFUNDED, Money.WRITTEN_OFF})
 _HAS_RESULT: Final = frozenset({Work.PRODUCED, Work.DELIVERED})
 _BILLED: Final = frozenset({Money.INVOICED, Money.UNPAID, Money.VOID})
 
@@ -302,5 +361,11 @@ _HANDLERS: Final[dict[type, Callable[[Job, Any, Rules], Step]]] = {
     facts.GaveUp: _gave_up,
     facts.Cancel: _cancel,
     facts.Deadline: _deadline,
+    facts.RefundStarted: _refund_started,
+    facts.RefundPaid: _refund_paid,
+    facts.RefundFailed: _refund_failed,
+    facts.PayeeRefused: _payee_refused,
+    facts.WrittenOff: _written_off,
     facts.Restarted: _restarted,
+    facts.Found: _found,
 }

@@ -72,6 +72,8 @@ class ErrorPrefix(StrEnum):
     PAYMENT_UNAVAILABLE = "payment-unavailable"  # no invoice can be made now
     UNPAID = "unpaid"  # an earlier job of this customer was done on credit: it is to be paid first
     REFUND_DUE = "refund-due"  # paid, and there will be no result: the amount is owed to the customer
+    REFUNDED = "refunded"  # what was owed was paid back; the tag `refunded` holds the amount and the payment hash
+    WRITTEN_OFF = "written-off"  # the provider closed a refund without paying it
     # the work
     BACKEND_UNAVAILABLE = "backend-unavailable"  # the model's server is not ready
     FAILED = "failed"  # every attempt failed; nothing is owed

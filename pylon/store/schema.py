@@ -101,6 +101,41 @@ settlements = Table(
 )
 Index("settlements_job", settlements.c.job)
 
+# What is paid back, and what the operator decided not to pay back (a row without invoice).
+refunds = Table(
+    "refunds",
+    metadata,
+    Column("own_id", Text, primary_key=True),
+    Column("job", Integer, ForeignKey("jobs.number"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("amount_msats", Integer, nullable=False),
+    Column("destination", Text, nullable=False),
+    Column("bolt11", Text),
+    Column("payment_hash", Text, unique=True),
+    Column("expires_at", Integer),
+    Column("state", Text, nullable=False),
+    Column("fee_msats", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("updated_at", Integer, nullable=False),
+    CheckConstraint("amount_msats > 0 AND fee_msats >= 0"),
+    UniqueConstraint("job", "number"),
+)
+# Another invoice is committed only when the one before is known to have ended; the database refuses a second.
+Index("refunds_one_committed", refunds.c.job, unique=True, sqlite_where=refunds.c.state == "committed")
+Index("refunds_created", refunds.c.created_at)
+
+# Where the refund of a job is to go, as far as somebody has said it.
+payees = Table(
+    "payees",
+    metadata,
+    Column("job", Integer, ForeignKey("jobs.number"), primary_key=True),
+    Column("destination", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("said_at", Integer, nullable=False),
+    Column("ordered", Integer, nullable=False),
+)
+
 outbox = Table(
     "outbox",
     metadata,

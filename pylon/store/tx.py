@@ -119,6 +119,10 @@ class Tx:
         """Yield the rows of such a question one by one: whoever asks may stop early."""
         return iter(self._execute(sql, params))
 
+    def change(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Make a change that is made too seldom to have a method here; returns how many rows it touched."""
+        return self._execute(sql, params).rowcount
+
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def insert_job(self, job: Job, request_json: str) -> None:
@@ -358,7 +362,7 @@ class Tx:
         return [rows.settlement_of(job_id, row) for row in found]
 
     def books(self) -> Books:
-        """Return the sums over all settlements."""
+        """Return the sums over all settlements and refunds."""
         received, earned, in_work = self._execute(
             "SELECT coalesce(sum(received), 0), coalesce(sum(earned), 0), coalesce(sum(CASE WHEN money = 'settled'"
             " AND work IN ('queued', 'running', 'produced') THEN min(received - earned, price) ELSE 0 END), 0)"
@@ -366,7 +370,12 @@ class Tx:
             " sum(s.amount_msats) AS received, sum(s.earned_msats) AS earned"
             " FROM settlements s JOIN jobs j ON j.number = s.job GROUP BY s.job)"
         ).fetchone()
-        return Books(received, earned, in_work, received - earned - in_work)
+        refunded, fees, written_off = self._execute(
+            "SELECT coalesce(sum(CASE WHEN state = 'paid' THEN amount_msats END), 0), coalesce(sum(fee_msats), 0),"
+            " coalesce(sum(CASE WHEN state = 'written_off' THEN amount_msats END), 0) FROM refunds"
+        ).fetchone()
+        due = received - earned - in_work - refunded - written_off
+        return Books(received, earned, in_work, due, refunded, fees, written_off)
 
     # --- outbox -----------------------------------------------------------------------------------------------
 
@@ -407,6 +416,10 @@ class Tx:
         self._execute(
             "INSERT INTO marks VALUES (?,?) ON CONFLICT (name) DO UPDATE SET value=excluded.value", (name, value)
         )
+
+    def clear_mark(self, name: str) -> None:
+        """Forget the number under a name."""
+        self._execute("DELETE FROM marks WHERE name = ?", (name,))
 
     def marks(self) -> dict[str, int]:
         """Return every remembered number."""

@@ -15,14 +15,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pylon.jobs import effects as do
 from pylon.jobs import facts, lifecycle
+from pylon.jobs.giving_back import GIVING_BACK
 from pylon.jobs.ports import Invoice
 from pylon.nostr.nip90 import FeedbackStatus
-from pylon.store.records import ENDED, Job, Money, Work
+from pylon.store.records import ENDED, Job, Money, Refund, RefundState, Work
 
 PAGE = Path(__file__).parents[2] / "docs" / "lifecycle.md"
 RULES = lifecycle.Rules(max_attempts=3, max_invoices=2)
 HASH = "ab" * 32
 INVOICE = Invoice("own", HASH, "lnbcrt1", 2000, 100, 700)
+REFUND = Refund("back", "01" * 32, 2000, 100, "alice@pay.example", "lnbcrt1", HASH, 700)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def split(cell: str) -> tuple[str, ...]:
     return tuple(each.strip() for each in cell.split(",") if each.strip())
 
 
+TOLD_APART = ("paid", "paid_short", "refund_started", "refund_paid", "refund_failed")
 OF_AN_ATTEMPT = facts.Output | facts.Metered | facts.AttemptFailed
 
 ROWS = [
@@ -81,7 +84,15 @@ FACTS: dict[str, list[facts.Fact]] = {
     "cancel_by_customer": [facts.Cancel(facts.CancelledBy.CUSTOMER)],
     "cancel_by_operator": [facts.Cancel(facts.CancelledBy.OPERATOR)],
     "deadline": [facts.Deadline()],
+    "refund_started": [facts.RefundStarted(REFUND)],
+    "refund_paid": [facts.RefundPaid("back", HASH, 2000, 2, left) for left in (0, 500)],
+    "refund_failed": [
+        facts.RefundFailed("back", "x", "no route", retryable=retryable) for retryable in (False, True)
+    ],
+    "payee_refused": [facts.PayeeRefused("lnbcrt1", "it asks too much")],
+    "written_off": [facts.WrittenOff("paid by hand")],
     "restarted": [facts.Restarted()],
+    "found": [facts.Found("cd" * 32)],
 }
 
 
@@ -125,6 +136,10 @@ def condition(job: Job, fact: facts.Fact) -> set[str]:
         "postpaid" if job.postpaid else "not postpaid",
         "postpaid, partial sent" if job.postpaid and job.partial_sent else "not postpaid, or no partial sent",
     }
+    if isinstance(fact, facts.RefundPaid):
+        holds.add("more is due" if fact.left_msats else "nothing left")
+    if isinstance(fact, facts.RefundFailed):
+        holds.add("another can be fetched" if fact.retryable else "the customer must send another")
     if isinstance(fact, facts.InvoiceDead):
         left = "invoices left" if job.invoices < RULES.max_invoices else "none left"
         holds |= {"lost early", f"lost early, {left}"} if fact.lost_early else {"expired"}
@@ -258,6 +273,8 @@ class JobStory(RuleBasedStateMachine):
         self.asked_msats = 0
         self.booked_msats: list[int] = []
         self.earned_msats = 0
+        self.committed: list[Refund] = []  # under way: at most one
+        self.given_back_msats: dict[RefundState, int] = defaultdict(int)
 
     @initialize(mode=st.sampled_from(facts.Mode))
     def start(self, mode: facts.Mode) -> None:
@@ -277,9 +294,21 @@ class JobStory(RuleBasedStateMachine):
                 self.booked_msats.append(effect.amount_msats)
             elif isinstance(effect, do.Earn):
                 self.earned_msats = min(self.booked_msats[0], self.job.price_msats)
+            elif isinstance(effect, do.PayRefund):
+                self.committed.append(effect.refund)
+            elif isinstance(effect, do.EndRefund):
+                self.given_back_msats[effect.state] += self.committed.pop().amount_msats
+            elif isinstance(effect, do.WriteOff):
+                self.given_back_msats[RefundState.WRITTEN_OFF] += self.due_msats
         return step
 
-    @rule(data=st.data(), name=st.sampled_from([n for n in FACT_NAMES if n not in ("paid", "paid_short")]))
+    @property
+    def due_msats(self) -> int:
+        """What is owed and not for work, a refund under way included."""
+        ended = self.given_back_msats[RefundState.PAID] + self.given_back_msats[RefundState.WRITTEN_OFF]
+        return sum(self.booked_msats) - self.earned_msats - ended
+
+    @rule(data=st.data(), name=st.sampled_from([n for n in FACT_NAMES if n not in TOLD_APART]))
     def anything(self, data: st.DataObject, name: str) -> None:
         fact = data.draw(st.sampled_from(FACTS[name]))
         if isinstance(fact, OF_AN_ATTEMPT):
@@ -302,12 +331,41 @@ class JobStory(RuleBasedStateMachine):
         kind = facts.Paid if amount >= self.asked_msats else facts.PaidShort
         self.tell(kind(f"{self.hashes:064x}", amount, 150))
 
+    # As the recorder tells it: over what is due, and about the refund under way.
+    @rule()
+    def start_refund(self) -> None:
+        self.tell(facts.RefundStarted(replace(REFUND, amount_msats=self.due_msats)))
+
+    @precondition(lambda self: self.committed)
+    @rule(paid=st.booleans(), fee_msats=st.integers(0, 9))
+    def end_refund(self, paid: bool, fee_msats: int) -> None:
+        amount = self.committed[0].amount_msats
+        if paid:
+            self.tell(facts.RefundPaid("back", HASH, amount, fee_msats, self.due_msats - amount))
+        else:
+            self.tell(facts.RefundFailed("back", "x", "no route", retryable=fee_msats > 4))
+
+    @rule(name=st.sampled_from(["written_off", "payee_refused"]))
+    def decide(self, name: str) -> None:
+        self.tell(FACTS[name][0])
+
+    @invariant()
+    def what_is_due_is_given_back_once(self) -> None:
+        assert len(self.committed) == (self.job.money is Money.REFUNDING)
+        assert self.due_msats >= 0
+        if self.job.money in (Money.REFUND_DUE, Money.REFUNDING):
+            assert self.due_msats > 0
+        if self.job.money in (Money.REFUNDED, Money.WRITTEN_OFF):
+            assert self.due_msats == 0
+            said = [each.prefix for each in self.effects if isinstance(each, do.Say)]
+            assert "refunded" in said or "written-off" in said
+
     @invariant()
     def money_is_never_lost(self) -> None:
         booked = [each for each in self.effects if isinstance(each, do.BookMoney)]
         assert len(booked) == self.hashes
         if booked:
-            assert self.job.money in (Money.SETTLED, Money.REFUND_DUE)
+            assert self.job.money in {Money.SETTLED} | GIVING_BACK
 
     @invariant()
     def at_most_one_result_and_one_earning(self) -> None:
@@ -348,7 +406,7 @@ class JobStory(RuleBasedStateMachine):
 
     @invariant()
     def a_refund_that_falls_due_is_said(self) -> None:
-        if self.job.money is Money.REFUND_DUE:
+        if self.job.money in GIVING_BACK:
             said = [
                 each for each in self.effects if isinstance(each, do.Say) and each.status is FeedbackStatus.ERROR
             ]
