@@ -1,9 +1,9 @@
 """The composition root: builds the parts from the settings, runs them in one task group, stops them in order.
 
-Order of starting: database, backends and wallet, relays' publisher, engine (which tells every unfinished job that
-the process restarted), and only then intake. Order of stopping: intake, running jobs (bounded), stored events
-that relays have not confirmed (bounded), the rest by cancellation. A second signal skips the waiting; whatever is
-cut off is found again on the next start.
+Order of starting: database (restored books are compared first), backends and wallet, relays' publisher, engine
+(which tells every unfinished job that the process restarted), and only then intake. Order of stopping: intake,
+running jobs (bounded), stored events that relays have not confirmed (bounded), the rest by cancellation. A second
+signal skips the waiting; whatever is cut off is found again on the next start.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ from pylon.nostr.messages import Filter
 from pylon.paths import Paths, private_folder
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import OutboxPublisher
+from pylon.salvaging import Salvage
 from pylon.settings import LoadedSettings, Settings, SettingsError
 from pylon.store.customers import free_jobs
-from pylon.store.records import CURSOR_MARK, ENDED
+from pylon.store.records import CURSOR_MARK, ENDED, RESTORED_MARK
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
 
@@ -131,7 +132,8 @@ class Daemon:
         self._door = _Doorway()
         pool_config = assembly.make_pool_config(settings)
         self.pool = RelayPool(pool_config, key=key, sink=self._door, clock=clock, rng=rng)
-        engine = Engine(store, Recorder(key, assembly.make_recorder_config(settings)), clock)
+        recorder = Recorder(key, assembly.make_recorder_config(settings))
+        engine = Engine(store, recorder, clock)
         ears = _Ears(engine)
         self._publisher = OutboxPublisher(self.pool, ears, pool_config, clock=clock, rng=rng)
         runner_config = assembly.make_runner_config(settings)
@@ -172,6 +174,14 @@ class Daemon:
             store, engine, runner, intake, self.pool, backends, wallet, mode, key.public_hex, self._announcer
         )
         self._views = LiveViews(self.parts, clock, stop=self._stop.set, stopping=self._stop.is_set)
+        terms = assembly.make_salvage_terms(settings, catalogue)
+
+        def salvage(taken_at: int) -> Salvage:
+            return Salvage(
+                store, recorder, wallet, pool_config, key, terms, clock, rng, taken_at, say=self._say_comparing
+            )
+
+        self._salvage = salvage
 
     async def run(self) -> None:
         """Run until a stop is asked for and carried out."""
@@ -188,6 +198,13 @@ class Daemon:
     async def _run_parts(self, tasks: TaskGroup) -> None:
         parts = self.parts
         tasks.start_soon(self._watch_signals)
+        restored = (await self._store.write(lambda tx: tx.marks())).get(RESTORED_MARK)
+        if restored is not None:
+            # Nothing else runs before these books are compared, but what tells how far that is.
+            await tasks.start(serve_control, self._views, self._paths.control_socket)
+            if not await self._compare(restored):
+                tasks.cancel_scope.cancel()
+                return
         await tasks.start(parts.runner.run)
         tasks.start_soon(self._publisher.run)
         if self._cashier is not None:
@@ -210,7 +227,8 @@ class Daemon:
         tasks.start_soon(self._refresh_cancels)
         tasks.start_soon(self._save_cursors)
         tasks.start_soon(self._announcer.run)
-        await tasks.start(serve_control, self._views, self._paths.control_socket)
+        if restored is None:
+            await tasks.start(serve_control, self._views, self._paths.control_socket)
         # What was loaded stays: the collector need not walk through it again and again.
         gc.collect()
         gc.freeze()
@@ -224,6 +242,23 @@ class Daemon:
         await self._stop.wait()
         await self._wind_down()
         tasks.cancel_scope.cancel()
+
+    async def _compare(self, taken_at: int) -> bool:
+        """Compare restored books with relays and wallet; False when a stop was asked for first."""
+        async with anyio.create_task_group() as tasks:
+
+            async def leave() -> None:
+                await self._stop.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(leave)
+            await self._salvage(taken_at).run()
+            tasks.cancel_scope.cancel()
+        self.parts.intake.stopped = None
+        return not self._stop.is_set()
+
+    def _say_comparing(self, how_far: str) -> None:
+        self.parts.intake.stopped = f"the books come from a backup and are compared first: {how_far}"
 
     # --- subscriptions ----------------------------------------------------------------------------------------
 

@@ -449,6 +449,7 @@ READ_ELSEWHERE = {
         f"intake.{key}": ("pylon/access_files.py", f"intake.{key}")
         for key in ("allow_file", "allow_only", "deny_file", "targeted_only", "min_pow_bits")
     },
+    "wallet.uri": ("pylon/assembly.py", '_wallet_secret(settings, "uri")'),
     "daemon.stop_timeout_s": ("pylon/daemon.py", "daemon.stop_timeout_s"),
     "nexus.url": ("pylon/cli/nexus.py", "nexus.url"),
     "nexus.timeout_s": ("pylon/cli/nexus.py", "nexus.timeout_s"),

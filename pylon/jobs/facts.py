@@ -220,6 +220,13 @@ class Restarted:
     """The process started and found the job unfinished."""
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A relay has a result of ours that these books do not know: they came from a backup, and it is younger."""
+
+    event_id: str
+
+
 Fact = (
     InvoiceMade
     | InvoiceRefused
@@ -243,6 +250,7 @@ Fact = (
     | PayeeRefused
     | WrittenOff
     | Restarted
+    | Found
 )
 
 

@@ -337,6 +337,20 @@ def _end_early(job: Job, work: Work, why: str, told: tuple[do.Say, ...]) -> Step
     return _move(job, *attempt, do.StopWork(), *told, work=work, money=_unearned(job), reason=why)
 
 
+def _found(job: Job, fact: facts.Found, rules: Rules) -> Step:
+    done = {"work": Work.DELIVERED, "result_id": fact.event_id}
+    if job.work is Work.AWAITING_PAYMENT:
+        return _move(job, do.CloseInvoices(), money=Money.VOID, **done)
+    if job.work is Work.BILLING:
+        return _move(job, do.RetireInvoice(), **done)
+    if job.work not in (Work.QUEUED, Work.RUNNING):
+        return _nothing(job)
+    why = "a result of it was published already"
+    attempt = (do.EndAttempt(job.attempts, why),) if job.work is Work.RUNNING else ()
+    earned = (do.Earn(),) if job.money is Money.SETTLED else ()
+    return _move(job, *attempt, do.StopWork(), *earned, **done)
+
+
 def _refund_started(job: Job, fact: facts.RefundStarted, rules: Rules) -> Step:
     if job.money is not Money.REFUND_DUE:
         return _nothing(job)
@@ -408,4 +422,5 @@ _HANDLERS: Final[dict[type, Callable[[Job, Any, Rules], Step]]] = {
     facts.PayeeRefused: _payee_refused,
     facts.WrittenOff: _written_off,
     facts.Restarted: _restarted,
+    facts.Found: _found,
 }

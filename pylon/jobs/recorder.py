@@ -111,6 +111,12 @@ class Recorder:
         tx.journal(job.id, _entry("accepted", job), now)
         return self._store(tx, Moved(None, job, effects), now)
 
+    def adopt(self, tx: Tx, job: Job, request_json: str, now: int) -> None:
+        """Store a job in whatever states it is known to have been in, as salvaged from a lost history."""
+        job = self._stamp(job, now)
+        tx.insert_job(job, request_json)
+        tx.journal(job.id, _entry("salvaged", job), now)
+
     def transact(self, tx: Tx, job_id: str, news: Sequence[facts.Fact], now: int) -> Moved | None:
         """Apply facts to a job; None when there is no such job."""
         before = tx.job(job_id)

@@ -119,13 +119,13 @@ class Tx:
         """Return the rows of a question that is asked too seldom to have a method here."""
         return self._execute(sql, params).fetchall()
 
-    def change(self, sql: str, params: Sequence[Any] = ()) -> int:
-        """Make a change that is made too seldom to have a method here; returns how many rows it touched."""
-        return self._execute(sql, params).rowcount
-
     def walk(self, sql: str, params: Sequence[Any] = ()) -> Iterator[Any]:
         """Yield the rows of such a question one by one: whoever asks may stop early."""
         return iter(self._execute(sql, params))
+
+    def change(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Make a change that is made too seldom to have a method here; returns how many rows it touched."""
+        return self._execute(sql, params).rowcount
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
@@ -484,6 +484,10 @@ class Tx:
         self._execute(
             "INSERT INTO marks VALUES (?,?) ON CONFLICT (name) DO UPDATE SET value=excluded.value", (name, value)
         )
+
+    def clear_mark(self, name: str) -> None:
+        """Forget the number under a name."""
+        self._execute("DELETE FROM marks WHERE name = ?", (name,))
 
     def marks(self) -> dict[str, int]:
         """Return every remembered number."""

@@ -96,6 +96,7 @@ FACTS: dict[str, list[facts.Fact]] = {
     "payee_refused": [facts.PayeeRefused("lnbcrt1", "it asks too much")],
     "written_off": [facts.WrittenOff("paid by hand")],
     "restarted": [facts.Restarted()],
+    "found": [facts.Found("cd" * 32)],
 }
 
 
