@@ -2,8 +2,8 @@
 
 A customer may zap the event that asked for payment, or the result, instead of paying the invoice in it. The receipt
 is the word of our lightning address's host, so it counts only when that host's key signed it and all in it fits
-together. Checking one takes some milliseconds, so it is done off the loop, one at a time, and only what the right key
-signed gets that far.
+together. Checking one takes some milliseconds, so it is done off the loop, one at a time, and only what the right
+key signed gets that far.
 """
 
 from __future__ import annotations

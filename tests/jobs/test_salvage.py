@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from pylon.jobs import facts, lifecycle
+from pylon.jobs import facts
 from pylon.jobs.cashier import describe
 from pylon.jobs.catalogue import Catalogue
 from pylon.jobs.ports import Invoice, Payment, PaymentState
@@ -135,7 +135,7 @@ async def old_copy(store: Store, *news: facts.Fact, mode: facts.Mode = facts.Mod
     job = Job(REQUEST.id, CUSTOMER.public_hex, 5050, "local", "small", PRICE_MSATS, 64, NOW, NOW + 3_600)
 
     def run(tx: Tx) -> None:
-        RECORDER.accept(tx, lifecycle.begin(job, mode), REQUEST.to_json(), start=False, now=NOW)
+        RECORDER.accept(tx, job, mode, REQUEST.to_json(), start=False, now=NOW)
         RECORDER.transact(tx, job.id, news, NOW)
 
     await store.write(run)
