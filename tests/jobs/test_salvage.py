@@ -293,7 +293,7 @@ async def test_a_paid_intent_is_found_by_our_own_id(store: Store) -> None:
         paid = made(text, row.own_id, PaymentState.SETTLED, PRICE_MSATS)
         await store.write(lambda tx, paid=paid: settle_wanted(tx, RECORDER, row, paid, LATER))  # type: ignore[misc]
     assert await state_of(store) == (Work.QUEUED, Money.SETTLED)
-    assert await books(store) == Books(2 * PRICE_MSATS, 0, PRICE_MSATS, PRICE_MSATS)
+    assert await books(store) == Books(2 * PRICE_MSATS, 0, 2 * PRICE_MSATS, 0)
 
 
 @pytest.mark.parametrize("state", ["open", "closing", "dead"])
