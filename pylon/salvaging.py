@@ -178,7 +178,8 @@ class Salvage:
         settled = [each for each in listed if each.state is PaymentState.SETTLED]
         foreign = await self._book_strays([each for each in settled if each.direction is Direction.INCOMING])
         await self._ask_for_refunds(wallet, said)
-        await self._look_at_payments([each for each in settled if each.direction is Direction.OUTGOING])
+        sent = [each.payment_hash for each in settled if each.direction is Direction.OUTGOING]
+        await self._weigh_payments(sent, listed=WalletAbility.LIST in state.abilities)
         return await self._settlements() - before, foreign
 
     async def _ask_about(self, wallet: Wallet, payment_hash: str) -> None:
@@ -202,15 +203,14 @@ class Salvage:
             )
         return foreign
 
-    async def _look_at_payments(self, sent: Sequence[Transaction]) -> None:
-        """Say what the wallet paid since the backup that is no refund of these books: it may have been one."""
-        hashes = [each.payment_hash for each in sent]
-        known = await self.store.write(lambda tx: {each for each in hashes if refunds.is_used(tx, each)})
-        if unknown := [each for each in hashes if each not in known]:
-            log.warning(
-                "the wallet paid what these books do not know: see pylon reconcile before a refund is paid",
-                payments=len(unknown),
-            )
+    async def _weigh_payments(self, sent: Sequence[str], *, listed: bool) -> None:
+        """Hold the refunds that are due where one of them may be among what the wallet paid since the backup."""
+        known = await self.store.write(lambda tx: {each for each in sent if refunds.is_used(tx, each)})
+        unknown = [each for each in sent if each not in known]
+        if not unknown and listed:
+            return
+        held = await self.store.write(lambda tx: salvage.hold_refunds(tx, self._now()))
+        log.warning("the wallet may have paid refunds that these books lack", payments=len(unknown), held=held)
 
     async def _ask_for_refunds(self, wallet: Wallet, said: Iterable[salvage.Said]) -> None:
         """Bring refunds into the books that the lost history announced, as far as the wallet confirms them."""

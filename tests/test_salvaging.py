@@ -12,17 +12,21 @@ import pytest
 
 from pylon.customer.visit import visiting
 from pylon.jobs.catalogue import Catalogue
+from pylon.jobs.ports import InvoiceRequest
 from pylon.jobs.recorder import Recorder, RecorderConfig
 from pylon.jobs.salvage import Terms
 from pylon.nostr.event import Event
 from pylon.nostr.nip90_replies import result_draft
 from pylon.relays.state import PoolConfig
 from pylon.salvaging import Salvage
-from pylon.store.records import RESTORED_MARK, Money, Work
+from pylon.store.records import HELD_MARK, RESTORED_MARK, Job, Money, Settlement, Work
+from pylon.store.tx import Tx
 from pylon.store.writer import Store
+from pylon.wallets.fake_server.node import Draft, Node
 from tests.support.events import PROVIDER, job_request, signed
 from tests.support.house import OFFER, until
 from tests.support.relay import RelayProcess, relay_process
+from tests.support.wallet import WalletProcess
 
 NOWHERE = "ws://127.0.0.1:1"
 
@@ -120,3 +124,32 @@ async def test_without_a_relay_it_waits_and_says_so(store: Store, monkeypatch: p
             await publish(url, delivered(2, now))
     relay.kill()
     assert RESTORED_MARK not in await store.write(lambda tx: tx.marks())
+
+
+@pytest.mark.parametrize("spent", [False, True])
+async def test_due_refunds_are_held_where_the_wallet_paid_what_nobody_knows(
+    store: Store, tmp_path: Path, spent: bool
+) -> None:
+    now = int(time.time())
+    due = Job(
+        "0a" * 32, "ab" * 32, 5050, "b", "m", 2_000, 64, now - 50, now, work=Work.EXPIRED, updated_at=now - 20
+    )
+
+    def store_due(tx: Tx) -> None:
+        tx.insert_job(due.evolve(money=Money.REFUND_DUE), "{}")
+        tx.book(Settlement("11" * 32, due.id, 2_000, 0, now - 40))
+
+    await store.write(store_due)
+    with relay_process() as relay:
+        async with WalletProcess(tmp_path) as wallet, (client := wallet.client()).running():
+            funds = await client.create_invoice(InvoiceRequest("of somebody else", 50_000, 600))
+            await wallet.payer().pay(funds.bolt11)
+            if spent:
+                invoice = Node("11" * 32).sign(Draft("x", 2_000, 600, "somebody", None), now)
+                await client.pay(invoice.bolt11, own_id="unknown", max_fee_msats=1_000)
+            comparing = salvage(store, [], relay.url, taken_at=now)
+            comparing.wallet = client
+            with anyio.fail_after(30):
+                await comparing.run()
+    assert (await store.write(lambda tx: tx.books())).received_msats == 2_000  # what is not ours is not booked
+    assert (HELD_MARK in await store.write(lambda tx: tx.marks())) is spent

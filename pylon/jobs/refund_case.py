@@ -8,7 +8,7 @@ from typing import Final
 from pylon.jobs.giving_back import due_msats
 from pylon.jobs.repayment import RepaymentConfig
 from pylon.store import refunds
-from pylon.store.records import Job, Payee, Refund, RefundState
+from pylon.store.records import HELD_MARK, Job, Payee, Refund, RefundState
 from pylon.store.tx import Tx
 
 DAY_S: Final = 86_400
@@ -42,13 +42,17 @@ class RefunderConfig:
 
 @dataclass(frozen=True, slots=True)
 class RefundCase:
-    """What the database knows of one job's refund. `spent_msats` is what all refunds of a day took."""
+    """What the database knows of one job's refund. `spent_msats` is what all refunds of a day took.
+
+    `held`: the books came from a backup, and it may have been paid already by what they lost.
+    """
 
     job: Job
     amount_msats: int
     payee: Payee | None = None
     failed: tuple[Refund, ...] = ()
     spent_msats: int = 0
+    held: bool = False
 
     @property
     def ordered(self) -> bool:
@@ -63,7 +67,8 @@ def read_case(tx: Tx, job_id: str, since: int) -> RefundCase | None:
         return None
     failed = [each for each in refunds.refunds_of(tx, job_id) if each.state is RefundState.FAILED]
     spent_msats = refunds.committed_since(tx, since)
-    return RefundCase(job, due_msats(tx, job), refunds.payee(tx, job_id), tuple(failed), spent_msats)
+    held = job.updated_at <= tx.marks().get(HELD_MARK, -1)
+    return RefundCase(job, due_msats(tx, job), refunds.payee(tx, job_id), tuple(failed), spent_msats, held)
 
 
 def permit(case: RefundCase, config: RefunderConfig) -> None:
@@ -71,6 +76,9 @@ def permit(case: RefundCase, config: RefunderConfig) -> None:
     if case.ordered:
         return
     order = f"pylon refunds pay {case.job.id[:12]}"
+    if case.held:
+        why = "these books came from a backup and the wallet made payments that they lack"
+        raise Waits(f"{why}: see that it was not paid (pylon reconcile), then {order}", again=False)
     if not config.auto:
         raise Waits(f"it is for you to order: {order}", again=False)
     if case.amount_msats > config.max_msats_per_job:

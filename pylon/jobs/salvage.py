@@ -26,7 +26,7 @@ from pylon.nostr.event import BadEvent, Event, is_hex, parse_event, verify
 from pylon.nostr.nip90 import FEEDBACK_KIND, BadRequest, FeedbackStatus, JobRequest, parse_request
 from pylon.nostr.nip90_replies import BadReply, parse_feedback, parse_result
 from pylon.store import refunds
-from pylon.store.records import ENDED, RESTORED_MARK, InvoiceRow, InvoiceState, Job, Money, Refund, Work
+from pylon.store.records import ENDED, HELD_MARK, RESTORED_MARK, InvoiceRow, InvoiceState, Job, Money, Refund, Work
 from pylon.store.tx import Tx
 
 _OWN_ID: Final = re.compile(r"pylon-[0-9a-f]{32}")
@@ -319,6 +319,15 @@ def give_back(tx: Tx, recorder: Recorder, job_id: str, paid: Payment, now: int) 
     done = facts.RefundPaid(own_id, paid.payment_hash, paid.amount_msats, paid.fee_msats)
     recorder.transact(tx, job_id, [done], now)
     return True
+
+
+def hold_refunds(tx: Tx, now: int) -> int:
+    """Let no refund that is due now go before the operator orders it (again); return how many there are."""
+    due = len(refunds.jobs_due(tx))
+    if due:
+        tx.set_mark(HELD_MARK, now)
+        tx.change("UPDATE payees SET ordered = 0 WHERE job IN (SELECT number FROM jobs WHERE money = 'refund_due')")
+    return due
 
 
 # --- results, and the end -------------------------------------------------------------------------------------

@@ -16,6 +16,9 @@ CURSOR_MARK: Final = "cursor "
 RESTORED_MARK: Final = "restored"
 """The mark of a database that came from a backup: when that was taken, unix seconds. See `jobs/salvage.py`."""
 
+HELD_MARK: Final = "refunds held"
+"""The mark of books of which it is not known whether refunds due by then (unix seconds) were paid already."""
+
 
 class Work(StrEnum):
     """How far the work of a job is."""

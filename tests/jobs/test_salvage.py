@@ -15,11 +15,13 @@ from pylon.jobs.cashier import describe
 from pylon.jobs.catalogue import Catalogue
 from pylon.jobs.ports import Invoice, Payment, PaymentState
 from pylon.jobs.recorder import Recorder, RecorderConfig
+from pylon.jobs.refund_case import RefunderConfig, Waits, permit, read_case
 from pylon.jobs.salvage import (
     Said,
     Terms,
     finish,
     give_back,
+    hold_refunds,
     put_back,
     read_said,
     settle,
@@ -425,6 +427,32 @@ async def test_a_refund_that_is_under_way_here_is_asked_about_by_its_own_row(sto
         await store.write(lambda tx, fact=fact: RECORDER.transact(tx, REQUEST.id, [fact], NOW))  # type: ignore[misc]
     assert not await give(store)
     assert await state_of(store) == (Work.EXPIRED, Money.REFUNDING)
+
+
+async def test_refunds_that_may_have_been_paid_wait_for_an_order(store: Store) -> None:
+    assert await store.write(lambda tx: hold_refunds(tx, LATER)) == 0
+    await old_copy(store)
+    text = bolt11(own_id=(await wanted(store)).own_id)
+    await bring(store, said(asked(text)))
+    await pay(store, text)
+    await store.write(lambda tx: RECORDER.transact(tx, REQUEST.id, [facts.Deadline()], NOW))
+
+    async def allowed() -> bool:
+        case = await store.write(lambda tx: read_case(tx, REQUEST.id, 0))
+        assert case is not None
+        try:
+            permit(case, RefunderConfig(auto=True))
+        except Waits as why:
+            assert "came from a backup" in str(why)
+            return False
+        return True
+
+    assert await allowed()
+    await store.write(lambda tx: refunds.order(tx, REQUEST.id, "alice@pay.example", NOW))
+    assert await store.write(lambda tx: hold_refunds(tx, LATER)) == 1
+    assert not await allowed()  # the order of before the backup may have been carried out
+    await store.write(lambda tx: refunds.order(tx, REQUEST.id, "", LATER))
+    assert await allowed()
 
 
 # --- again and again --------------------------------------------------------------------------------------------
