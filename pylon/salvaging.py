@@ -39,6 +39,7 @@ _READ_S: Final = 15.0
 _RETRY_MIN_S: Final = 0.5
 _RETRY_MAX_S: Final = 15.0
 _IDS_PER_FILTER: Final = 100
+_PAGE: Final = 200
 _AT_ONCE: Final = 4  # look-ups: some wallets allow few requests a minute
 
 T = TypeVar("T")
@@ -108,6 +109,7 @@ class Salvage:
             "kinds": kinds,
             "authors": [self.key.public_hex],
             "since": max(0, self.taken_at - _OVERLAP_S),
+            "limit": _PAGE,  # well within what a visit takes from a relay in one reading
         }
         events: dict[str, Event] = {}
         until: int | None = None

@@ -12,6 +12,7 @@ import pytest
 
 from pylon.customer.visit import visiting
 from pylon.jobs.catalogue import Catalogue
+from pylon.jobs.ports import InvoiceRequest
 from pylon.jobs.recorder import Recorder, RecorderConfig
 from pylon.jobs.salvage import Terms
 from pylon.nostr.event import Event
@@ -141,6 +142,8 @@ async def test_due_refunds_are_held_where_the_wallet_paid_what_nobody_knows(
     await store.write(store_due)
     with relay_process() as relay:
         async with WalletProcess(tmp_path) as wallet, (client := wallet.client()).running():
+            funds = await client.create_invoice(InvoiceRequest("of somebody else", 50_000, 600))
+            await wallet.payer().pay(funds.bolt11)
             if spent:
                 invoice = Node("11" * 32).sign(Draft("x", 2_000, 600, "somebody", None), now)
                 await client.pay(invoice.bolt11, own_id="unknown", max_fee_msats=1_000)
@@ -148,4 +151,5 @@ async def test_due_refunds_are_held_where_the_wallet_paid_what_nobody_knows(
             comparing.wallet = client
             with anyio.fail_after(30):
                 await comparing.run()
+    assert (await store.write(lambda tx: tx.books())).received_msats == 2_000  # what is not ours is not booked
     assert (HELD_MARK in await store.write(lambda tx: tx.marks())) is spent
