@@ -1,8 +1,8 @@
 """What one transaction can do: the SQL of the hot path, plainly, in one file.
 
 A `Tx` lives on the writer thread; what it does about money stands in `money.py`. Its methods neither begin nor
-commit. The SQL is written out because SQLAlchemy Core costs several times the statement itself here; everything read
-for people goes through `reports.py`.
+commit. The SQL is written out because SQLAlchemy Core costs several times the statement itself here; everything
+read for people goes through `reports.py`.
 
 Writes of the hot path are gathered (`batch.py`) and reach SQLite a table at a time when the group ends, or when
 something is read that they might change. Unfinished jobs and unconfirmed outbox items are kept in memory beside
