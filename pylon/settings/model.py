@@ -42,6 +42,7 @@ class WalletKind(StrEnum):
     """The wallets that Pylon can talk to."""
 
     NONE = "none"
+    PHOENIXD = "phoenixd"
     FAKE = "fake"
 
 
@@ -222,7 +223,8 @@ class WalletSettings(Section):
     """The Lightning wallet that is paid."""
 
     kind: WalletKind = Field(
-        default=WalletKind.NONE, description="none, or fake: play money, for trials and tests."
+        default=WalletKind.NONE,
+        description="none; phoenixd, by its HTTP API; or fake: play money, for trials and tests.",
     )
     url: WebUrl | None = Field(
         default=None,
@@ -246,7 +248,11 @@ class WalletSettings(Section):
         return self
 
 
-_WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {WalletKind.NONE: (), WalletKind.FAKE: ("url",)}
+_WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {
+    WalletKind.NONE: (),
+    WalletKind.PHOENIXD: ("url",),
+    WalletKind.FAKE: ("url",),
+}
 """The keys, apart from secrets, without which a kind of wallet cannot be used."""
 
 
