@@ -21,8 +21,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import anyio.to_thread
 import pytest
@@ -127,7 +126,7 @@ def main() -> int:
 class NodeProgram:
     """One script of tests/live/node in a process: gets `orders` as JSON, answers with JSON when it is ready.
 
-    It ends when we do, since its stdin ends then. `start` after `kill` or `stop` gives it the same orders again.
+    It ends when we do, since its stdin ends then. A later `start` gives it the same orders again.
     """
 
     def __init__(self, folder: Path, script: str, orders: Mapping[str, Any]) -> None:
@@ -142,11 +141,13 @@ class NodeProgram:
         self._orders = orders
         self._process: subprocess.Popen[str] | None = None
 
-    async def start(self) -> dict[str, Any]:
-        """Start it and return what it says when it is ready."""
-        return await anyio.to_thread.run_sync(self._start)
+    async def restart(self) -> dict[str, Any]:
+        """Kill it and start it again."""
+        self.kill()
+        return await anyio.to_thread.run_sync(self.start)
 
-    def _start(self) -> dict[str, Any]:
+    def start(self) -> dict[str, Any]:
+        """Start it and return, once it is ready, what it says then."""
         assert self._process is None, "it runs already"
         with (self.folder / "log").open("ab") as log:
             self._process = process = subprocess.Popen(
@@ -182,7 +183,7 @@ class NodeProgram:
                 pipe.close()
 
     def forsake(self) -> int:
-        """End its stdin, as our own death does, and return its exit code."""
+        """End its stdin, as our own death would, and return its exit code."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
@@ -191,17 +192,14 @@ class NodeProgram:
         self.kill()
         return code
 
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
     def log(self) -> str:
         """Return what it has written."""
         return (self.folder / "log").read_text(errors="replace")
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self.kill()
 
 
 if __name__ == "__main__":
