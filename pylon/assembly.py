@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from ipaddress import ip_address
-from typing import assert_never
+from typing import Final, assert_never
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -23,8 +25,11 @@ from pylon.jobs.policy import IntakePolicy
 from pylon.jobs.ports import Backend, Clock, Wallet
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import RecorderConfig
+from pylon.net.urls import DialRefused
 from pylon.nostr.keys import SecretKey
+from pylon.nostr.nip47 import WalletUri, parse_wallet_uri
 from pylon.paths import Paths
+from pylon.relays.line import PoolLine
 from pylon.relays.state import PoolConfig
 from pylon.settings import (
     EchoBackendSettings,
@@ -37,6 +42,10 @@ from pylon.settings import (
     WalletKind,
 )
 from pylon.wallets.fake import FakeWallet, FakeWalletConfig
+
+_LINE_BACKOFF_S: Final = 15.0  # jobs wait for the wallet: its relays are not left alone for long
+_LINE_FRAME_BYTES: Final = 256 * 1024  # a page of transactions, encrypted
+_LINE_OVERLAP_S: Final = 600  # how far a wallet's clock may be behind ours
 
 
 def check_startable(settings: Settings) -> None:
@@ -56,9 +65,13 @@ def check_startable(settings: Settings) -> None:
 
 def secrets_of(settings: Settings, key: SecretKey) -> list[str]:
     """Return every secret in use, for the log's redactor."""
-    given = [settings.identity.nsec, settings.identity.mnemonic, settings.wallet.token]
+    given = [settings.identity.nsec, settings.identity.mnemonic, settings.wallet.token, settings.wallet.uri]
     given += [each.api_key for each in settings.backends if isinstance(each, OpenAIBackendSettings)]
-    return [key.reveal_nsec(), key.reveal_hex(), *(each.get_secret_value() for each in given if each is not None)]
+    keys = [key]
+    if settings.wallet.uri is not None:
+        keys.append(parse_wallet_uri(settings.wallet.uri.get_secret_value()).key)
+    shown = [form for each in keys for form in (each.reveal_nsec(), each.reveal_hex())]
+    return [*shown, *(each.get_secret_value() for each in given if each is not None)]
 
 
 def make_offers(settings: Settings) -> tuple[Offer, ...]:
@@ -148,8 +161,29 @@ def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
         case WalletKind.FAKE:
             token, url = _wallet_secret(settings, "token"), wallet.url or ""
             return FakeWallet(FakeWalletConfig(token=token, url=url, timeout_s=wallet.timeout_s), clock)
+        case WalletKind.NWC:
+            from pylon.wallets.nwc import NwcWallet
+
+            uri = parse_wallet_uri(_wallet_secret(settings, "uri"))
+            return NwcWallet(uri, _make_line(settings, uri, clock), clock, timeout_s=wallet.timeout_s)
         case _:
             assert_never(wallet.kind)
+
+
+def _make_line(settings: Settings, uri: WalletUri, clock: Clock) -> PoolLine:
+    """Return the line to a wallet, under the key of its connection. Raises `SettingsError`."""
+    pool = make_pool_config(settings)
+    config = replace(
+        pool,
+        urls=uri.relays,
+        backoff_max_s=max(pool.backoff_min_s, min(pool.backoff_max_s, _LINE_BACKOFF_S)),
+        max_frame_bytes=max(pool.max_frame_bytes, _LINE_FRAME_BYTES),
+        overlap_s=_LINE_OVERLAP_S,
+    )
+    try:
+        return PoolLine(config, key=uri.key, clock=clock, rng=random.Random())  # noqa: S311 - jitter, not secrets
+    except DialRefused as refused:
+        raise SettingsError("wallet.uri", f"a relay of the connection: {refused}") from None
 
 
 def _wallet_secret(settings: Settings, key: str) -> str:

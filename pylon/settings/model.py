@@ -23,6 +23,7 @@ from pylon.settings.values import (
     Secret,
     Section,
     Tables,
+    WalletConnection,
     WebUrl,
     Whole,
 )
@@ -43,6 +44,7 @@ class WalletKind(StrEnum):
 
     NONE = "none"
     FAKE = "fake"
+    NWC = "nwc"
 
 
 class Network(StrEnum):
@@ -222,7 +224,8 @@ class WalletSettings(Section):
     """The Lightning wallet that is paid."""
 
     kind: WalletKind = Field(
-        default=WalletKind.NONE, description="none, or fake: play money, for trials and tests."
+        default=WalletKind.NONE,
+        description="none; nwc: what speaks Nostr Wallet Connect; or fake: play money, for trials and tests.",
     )
     url: WebUrl | None = Field(
         default=None,
@@ -232,6 +235,10 @@ class WalletSettings(Section):
     token: Secret = Field(
         default=None,
         description="Its access token. Better: PYLON_WALLET_TOKEN, or a systemd credential named wallet_token.",
+    )
+    uri: WalletConnection = Field(
+        default=None,
+        description="The nostr+walletconnect:// URI, for nwc. Better: PYLON_WALLET_URI, or wallet_uri likewise.",
     )
     timeout_s: Number = Field(
         default=15.0, ge=0.1, le=120, description="How long the wallet may take to answer a call."
@@ -246,7 +253,11 @@ class WalletSettings(Section):
         return self
 
 
-_WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {WalletKind.NONE: (), WalletKind.FAKE: ("url",)}
+_WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {
+    WalletKind.NONE: (),
+    WalletKind.FAKE: ("url",),
+    WalletKind.NWC: (),  # its uri is a secret
+}
 """The keys, apart from secrets, without which a kind of wallet cannot be used."""
 
 
