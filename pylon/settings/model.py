@@ -251,8 +251,8 @@ class WalletSettings(Section):
     kind: WalletKind = Field(
         default=WalletKind.NONE,
         description=(
-            "none; nwc: what speaks Nostr Wallet Connect; phoenixd, by its HTTP API; or fake: play money, for trials"
-            " and tests."
+            "none; nwc: what speaks Nostr Wallet Connect; phoenixd, by its HTTP API; or fake: play money, for"
+            " trials and tests."
         ),
     )
     url: WebUrl | None = Field(
