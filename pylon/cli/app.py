@@ -38,6 +38,9 @@ COMMANDS: Final = {
     "relays": LazyCommand("pylon.cli.relays", "app", "List, check, add and remove relays.", "pylon relays check"),
     "doctor": LazyCommand("pylon.cli.doctor", "command", "Try everything that selling needs.", "pylon doctor"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
+    "refunds": LazyCommand(
+        "pylon.cli.refunds", "app", "List refunds that are due, pay them or write them off.", "pylon refunds list"
+    ),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
     "request": LazyCommand(
         "pylon.cli.request", "command", "Buy a job.", "pylon request 'What is salt?' --bid 21 --pay"

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pylon.logs import LogFormat, LogLevel
 from pylon.settings.announce import AnnounceSettings
 from pylon.settings.offers import BackendSettings, ModelSettings
+from pylon.settings.refunds import RefundsSettings
 from pylon.settings.values import (
     KeyFault,
     Name,
@@ -357,6 +358,7 @@ class Settings(BaseSettings):
     identity: IdentitySettings = IdentitySettings()
     payment: PaymentSettings = PaymentSettings()
     wallet: WalletSettings = WalletSettings()
+    refunds: RefundsSettings = RefundsSettings()
     jobs: JobsSettings = JobsSettings()
     intake: IntakeSettings = IntakeSettings()
     announce: AnnounceSettings = AnnounceSettings()
