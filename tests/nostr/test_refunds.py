@@ -34,9 +34,24 @@ def test_addresses(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "@", "alice", "alice@", "@pay.example", "alice@localhost", "alice@pay..example", "alice@-pay.example"),
+        *(
+            "",
+            "@",
+            "alice",
+            "alice@",
+            "@pay.example",
+            "alice@localhost",
+            "alice@pay..example",
+            "alice@-pay.example",
+        ),
         *("alice@127.0.0.1", "alice@[::1]", "alice@pay.example:8080", "alice@pay.example/x", "a b@pay.example"),
-        *("alice@bob@pay.example", "älice@pay.example", "alice@päy.example", "alice@pay.example\n.x", "a@2130706433"),
+        *(
+            "alice@bob@pay.example",
+            "älice@pay.example",
+            "alice@päy.example",
+            "alice@pay.example\n.x",
+            "a@2130706433",
+        ),
         *(f"{'a' * 65}@pay.example", f"a@{'b' * 64}.example", "a@" + "b." * 130 + "example"),
     ],
 )
