@@ -27,6 +27,8 @@ from pylon.jobs.policy import IntakePolicy
 from pylon.jobs.ports import Backend, Clock, Wallet
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.refund_case import RefunderConfig
+from pylon.jobs.repayment import RepaymentConfig
 from pylon.jobs.salvage import Terms
 from pylon.net.urls import DialRefused
 from pylon.nostr.keys import SecretKey
@@ -333,6 +335,18 @@ def make_cashier_config(settings: Settings) -> CashierConfig:
         invoice_grace_s=settings.payment.invoice_grace_s,
         lookup_min_s=settings.payment.lookup_min_s,
         lookup_max_s=settings.payment.lookup_max_s,
+    )
+
+
+def make_refunder_config(settings: Settings) -> RefunderConfig:
+    """Return what refunds need."""
+    limits = settings.refunds
+    return RefunderConfig(
+        network=settings.wallet.network.value,
+        auto=limits.auto,
+        max_msats_per_job=limits.max_msats_per_job,
+        max_msats_per_day=limits.max_msats_per_day,
+        repayment=RepaymentConfig(max_fee_msats=limits.max_fee_msats, grace_s=settings.payment.invoice_grace_s),
     )
 
 

@@ -26,6 +26,7 @@ from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
 from pylon.jobs.ports import Backend, Wallet
 from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.refund_case import RefunderConfig
 from pylon.nostr.keys import SecretKey
 from pylon.paths import paths_under
 from pylon.relays.state import PoolConfig
@@ -167,6 +168,7 @@ class Made:
     intake: IntakeConfig
     runner: RunnerConfig
     cashier: CashierConfig
+    refunder: RefunderConfig
     credit: Credit | None
     allowance: Allowance | None
     announce: AnnounceConfig
@@ -185,6 +187,7 @@ def make(given: Settings, folder: Path) -> Made:
         intake=assembly.make_intake_config(given, facts.Mode.PREPAY, Access()),
         runner=assembly.make_runner_config(given),
         cashier=assembly.make_cashier_config(given),
+        refunder=assembly.make_refunder_config(given),
         credit=assembly.make_credit(given),
         allowance=assembly.make_allowance(given),
         announce=assembly.make_announce_config(given),
@@ -225,6 +228,12 @@ EVERYTHING: dict[str, Any] = {
         "customer_relays_per_job": 4,
         "customer_relays_total": 17,
         "allow_private_hosts": True,
+    },
+    "refunds": {
+        "auto": True,
+        "max_msats_per_job": 71_000,
+        "max_msats_per_day": 72_000,
+        "max_fee_msats": 73,
     },
     "payment": {
         "invoice_expiry_s": 601,
@@ -367,7 +376,14 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
         lambda made: made.recorder.invoice_expiry_s,
         lambda made: made.cashier.invoice_expiry_s,
     ),
-    "payment.invoice_grace_s": lambda made: made.cashier.invoice_grace_s,
+    "payment.invoice_grace_s": (
+        lambda made: made.cashier.invoice_grace_s,
+        lambda made: made.refunder.repayment.grace_s,
+    ),
+    "refunds.auto": lambda made: made.refunder.auto,
+    "refunds.max_msats_per_job": lambda made: made.refunder.max_msats_per_job,
+    "refunds.max_msats_per_day": lambda made: made.refunder.max_msats_per_day,
+    "refunds.max_fee_msats": lambda made: made.refunder.repayment.max_fee_msats,
     "payment.max_open_invoices": lambda made: made.intake.policy.max_open_invoices,
     "payment.max_open_invoices_per_customer": lambda made: made.intake.policy.max_open_invoices_per_customer,
     "payment.max_invoices_per_job": lambda made: made.recorder.rules.max_invoices,
@@ -381,7 +397,7 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "wallet.url": lambda made: wallet_config(made).url,
     "wallet.token": lambda made: wallet_config(made).token,
     "wallet.timeout_s": lambda made: wallet_config(made).timeout_s,
-    "wallet.network": lambda made: made.cashier.network,
+    "wallet.network": (lambda made: made.cashier.network, lambda made: made.refunder.network),
     "jobs.timeout_s": lambda made: made.intake.job_timeout_s,
     "jobs.max_attempts": lambda made: made.recorder.rules.max_attempts,
     "jobs.queue_size": lambda made: made.intake.policy.max_queued,

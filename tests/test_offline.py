@@ -202,7 +202,7 @@ async def test_earnings_by_day_and_by_model_add_up_to_the_books(tmp_path: Path) 
         ]
         assert [(row.label, row.books) for row in models.rows] == [
             ("large", BooksLine(received_msats=5_000, earned_msats=5_000)),
-            ("small", BooksLine(2 * PRICE_MSATS + 300, 2 * PRICE_MSATS, 300, 0, 0, 300)),
+            ("small", BooksLine(2 * PRICE_MSATS + 300, 2 * PRICE_MSATS, 300, deposits_msats=300)),
         ]
 
 

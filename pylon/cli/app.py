@@ -38,6 +38,9 @@ COMMANDS: Final = {
     "relays": LazyCommand("pylon.cli.relays", "app", "List, check, add and remove relays.", "pylon relays check"),
     "doctor": LazyCommand("pylon.cli.doctor", "command", "Try everything that selling needs.", "pylon doctor"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
+    "refunds": LazyCommand(
+        "pylon.cli.refunds", "app", "List refunds that are due, pay them or write them off.", "pylon refunds list"
+    ),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
     "reconcile": LazyCommand(
         "pylon.cli.reconcile", "command", "Compare the books with the wallet.", "pylon reconcile --since 7d"

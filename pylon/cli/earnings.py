@@ -67,6 +67,7 @@ def show(view: EarningsView, screen: Screen) -> None:
             [cell("owed"), _amount(view.total.owed_msats)],
             [cell("  for work under way"), _amount(view.total.in_work_msats)],
             [cell("  refunds due"), _amount(view.total.refund_due_msats)],
+            *([cell(name), _amount(amount)] for name, amount in _given_back(view.total) if amount),
         ],
         indent="  ",
     )
@@ -76,6 +77,14 @@ def show(view: EarningsView, screen: Screen) -> None:
         head = [Cell(title, Colour.DIM, at > 0) for at, title in enumerate(titles)]
         rows = [[cell(row.label), cell(row.payments), *_amounts(row.books)] for row in view.rows]
         screen.table([head, *rows], indent="  ")
+
+
+def _given_back(books: BooksLine) -> tuple[tuple[str, int], ...]:
+    return (
+        ("refunded", books.refunded_msats),
+        ("  for their routes", books.refund_fees_msats),
+        ("written off", books.written_off_msats),
+    )
 
 
 def _amounts(books: BooksLine) -> list[Cell]:

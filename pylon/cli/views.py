@@ -7,7 +7,7 @@ from typing import Final, Protocol, TypeVar
 
 from pylon.cli.output import fail
 from pylon.control.client import ControlClient, DaemonNotRunning
-from pylon.control.views import EarningsView, JobDetail, JobsQuery, JobView
+from pylon.control.views import EarningsView, JobDetail, JobsQuery, JobView, RefundView
 from pylon.lock import lock_holder
 from pylon.paths import Paths
 
@@ -26,6 +26,10 @@ class ReadViews(Protocol):
 
     def job(self, id_or_prefix: str, *, show_input: bool = False) -> JobDetail:
         """Return one job with its history."""
+        ...
+
+    def refunds(self, *, ended: bool = False) -> Sequence[RefundView]:
+        """Return what is due or under way; with `ended` what was refunded or written off too."""
         ...
 
     def earnings(self, since: int | None, by: str) -> EarningsView:
@@ -60,6 +64,9 @@ class _EitherViews:
 
     def job(self, id_or_prefix: str, *, show_input: bool = False) -> JobDetail:
         return self._ask(lambda views: views.job(id_or_prefix, show_input=show_input))
+
+    def refunds(self, *, ended: bool = False) -> Sequence[RefundView]:
+        return self._ask(lambda views: views.refunds(ended=ended))
 
     def earnings(self, since: int | None, by: str) -> EarningsView:
         return self._ask(lambda views: views.earnings(since, by))

@@ -16,6 +16,7 @@ from pylon.logs import LogFormat, LogLevel
 from pylon.settings.announce import AnnounceSettings
 from pylon.settings.intake import IntakeSettings
 from pylon.settings.offers import BackendSettings, ModelSettings
+from pylon.settings.refunds import RefundsSettings
 from pylon.settings.values import (
     KeyFault,
     Name,
@@ -379,6 +380,7 @@ class Settings(BaseSettings):
     identity: IdentitySettings = IdentitySettings()
     payment: PaymentSettings = PaymentSettings()
     wallet: WalletSettings = WalletSettings()
+    refunds: RefundsSettings = RefundsSettings()
     jobs: JobsSettings = JobsSettings()
     intake: IntakeSettings = IntakeSettings()
     announce: AnnounceSettings = AnnounceSettings()
