@@ -161,7 +161,7 @@ def _wallet_secret(settings: Settings, key: str) -> str:
     """Return a secret of the wallet. Raises `SettingsError` with the ways to give it."""
     secret: SecretStr | None = getattr(settings.wallet, key)
     if secret is None:
-        how = f"missing: set PYLON_WALLET_{key.upper()}, or a systemd credential named wallet_{key}"
+        how = f"missing: pylon wallet connect, PYLON_WALLET_{key.upper()}, or a systemd credential wallet_{key}"
         raise SettingsError(f"wallet.{key}", how)
     return secret.get_secret_value()
 
