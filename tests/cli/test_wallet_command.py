@@ -1,11 +1,15 @@
-"""`pylon wallet`: looking, invoicing, paying once, doubt, and connecting, with the fake wallet as a real process."""
+"""`pylon wallet` with the fake wallet as a real process: looking, invoicing, paying once, doubt, connecting."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import pty
+import select
 import stat
+import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Iterator
@@ -348,3 +352,52 @@ def test_what_would_not_hold_is_not_stored(
     assert connect(process) == 2
     assert "PYLON_WALLET_TOKEN sets wallet.token and is stronger" in capsys.readouterr().err
     assert list(home.iterdir()) == []
+
+
+# --- at a terminal --------------------------------------------------------------------------------------------
+
+
+def at_a_terminal(words: list[str], home: Path, prompt: str, answer: str) -> tuple[int, str]:
+    """Run `pylon wallet WORDS` at a terminal, answer its prompt, and return exit code and everything shown."""
+    leader, follower = pty.openpty()
+    environ = {**os.environ, "PYLON_HOME": str(home)}
+    command = [sys.executable, "-m", "pylon", "wallet", *words]
+    process = subprocess.Popen(
+        command, env=environ, stdin=follower, stdout=follower, stderr=follower, start_new_session=True
+    )
+    os.close(follower)
+    shown = b""
+    try:
+        while select.select([leader], [], [], 30)[0]:
+            try:
+                piece = os.read(leader, 4096)
+            except OSError:  # how Linux says that the other end is closed
+                break
+            if not piece:
+                break
+            shown += piece
+            if prompt and prompt.encode() in shown:
+                os.write(leader, f"{answer}\n".encode())
+                prompt = ""
+        return process.wait(30), shown.decode()
+    finally:
+        process.kill()
+        os.close(leader)
+
+
+@pytest.mark.parametrize(("answer", "code", "said"), [("y", 0, "paid: 21 sats"), ("n", 1, "nothing is paid")])
+def test_pay_asks_for_a_yes(
+    wallet: WalletProcess, home: Path, answer: str, code: int, said: str, capsys: Captured
+) -> None:
+    fill(wallet, capsys)
+    before = books(wallet)
+    ended, shown = at_a_terminal(["pay", foreign_invoice()], home, "Pay? ", answer)
+    assert (ended, said in shown) == (code, True), shown
+    assert books(wallet)["paid_msats"] - before["paid_msats"] == (21_000 if code == 0 else 0)
+
+
+def test_connect_asks_for_the_secret_without_echo(home: Path, process: WalletProcess) -> None:
+    words = ["connect", "fake", "--url", process.url, "--network", "regtest"]
+    ended, shown = at_a_terminal(words, home, "Its token: ", process.owner_token)
+    assert ended == 0, shown
+    assert process.owner_token not in shown
