@@ -21,6 +21,8 @@ from anyio.from_thread import start_blocking_portal
 from pylon.cli.app import run
 from pylon.nostr.bolt11 import read_invoice
 from pylon.wallets.fake_server.node import Draft, Node
+from tests.support.nwc_service import NwcService, nwc_service
+from tests.support.relay import relay_process
 from tests.support.wallet import WalletProcess
 
 Captured = pytest.CaptureFixture[str]
@@ -351,6 +353,46 @@ def test_what_would_not_hold_is_not_stored(
     monkeypatch.setenv("PYLON_WALLET_TOKEN", "other")
     assert connect(process) == 2
     assert "PYLON_WALLET_TOKEN sets wallet.token and is stronger" in capsys.readouterr().err
+    assert list(home.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[NwcService]:
+    """A wallet that speaks Nostr Wallet Connect, in a thread of its own."""
+    with (
+        relay_process() as relay,
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(nwc_service(relay.url)) as running,
+    ):
+        yield running
+
+
+@pytest.mark.parametrize("as_argument", [False, True])
+def test_a_wallet_connection_is_a_secret_too(
+    as_argument: bool, service: NwcService, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    type_in(monkeypatch, f"{service.uri}\n")
+    given = [service.uri] if as_argument else []
+    assert run(["wallet", "connect", *given, "--network", "regtest"]) == 0
+    said = capsys.readouterr()
+    assert ("stays in the shell's history" in said.err) == as_argument
+    settings = (home / "pylon.toml").read_text()
+    assert tomllib.loads(settings)["wallet"] == {"kind": "nwc", "network": "regtest"}
+    assert run(["wallet", "status"]) == 0
+    assert run(["config", "show"]) == 0
+    shown = capsys.readouterr()
+    assert "nwc" in shown.out and "pylon.wallet.json" in shown.out
+    secret = service.uri.partition("secret=")[2].partition("&")[0]
+    assert secret and secret not in said.out + said.err + settings + shown.out + shown.err
+
+
+def test_what_is_no_connection_is_not_repeated(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    type_in(monkeypatch, "nostr+walletconnect://nonsense?secret=hidden\n")
+    assert run(["wallet", "connect"]) == 2
+    said = capsys.readouterr().err
+    assert "wallet.uri" in said and "hidden" not in said
     assert list(home.iterdir()) == []
 
 
