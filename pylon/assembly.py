@@ -59,7 +59,7 @@ def check_startable(settings: Settings) -> None:
         )
     if settings.payment.mode is PaymentMode.FREE:
         return
-    out = "connect a wallet ([wallet] in pylon.toml), give the work away (--free), or try the market (pylon demo)"
+    out = "connect a wallet (pylon wallet connect), give the work away (--free), or try the market (pylon demo)"
     if settings.wallet.kind is WalletKind.NONE:
         raise SettingsError("payment.mode", f"work is to be paid and no wallet is connected: {out}")
     if settings.wallet.kind is WalletKind.FAKE and not all(_is_local(url) for url in settings.relays.urls):

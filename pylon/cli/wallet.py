@@ -283,7 +283,11 @@ def _confirm(facts: InvoiceFacts, amount_msats: int, fee_msats: int, *, yes: boo
     left_s = int(facts.expires_at - time.time())
     if left_s <= 0:
         fail(f"nothing is paid: the invoice expired {duration(-left_s)} ago")
-    rows = [("amount", sats(amount_msats)), ("fee", f"up to {sats(fee_msats)}"), ("payee", facts.payee)]
+    rows = [
+        ("amount", sats(amount_msats)),
+        ("fee", f"up to {sats(fee_msats)}, where the wallet takes a limit"),
+        ("payee", facts.payee),
+    ]
     rows += [("network", facts.network), ("expires", f"in {duration(left_s)}")]
     rows += [("for", facts.description)] if facts.description else []
     for name, value in rows:

@@ -13,12 +13,16 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from pylon.cli import wallet_use
 from pylon.cli.app import run
+from pylon.jobs.ports import Invoice, Wallet
 from pylon.nostr.bolt11 import read_invoice
 from pylon.wallets.fake_server.node import Draft, Node
 from tests.support.nwc_service import NwcService, nwc_service
@@ -163,22 +167,45 @@ def test_an_invoice_whose_answer_is_lost_is_found_and_not_made_twice(
 
 
 @pytest.mark.parametrize("pushed", [True, False])
-def test_wait_ends_when_it_is_paid(
-    wallet: WalletProcess, pushed: bool, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+async def test_the_wait_ends_by_push_and_by_look_up_alike(
+    wallet: WalletProcess, pushed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pylon.cli import wallet_use
+    monkeypatch.setattr(wallet_use, "LOOK_EVERY_S", 3600 if pushed else 0.05)
+    if not pushed:
+        await wallet.set_faults(notice_loss=1)
+    client = wallet.client()
+    async with client.running(), anyio.create_task_group() as tasks:
+        made = await wallet_use.make_invoice(client, wallet_use.Asked(9_000, 600, "regtest", "tea"))
 
+        async def pay() -> None:
+            await wallet.streams(1)
+            await wallet.payer().pay(made.bolt11)
+
+        tasks.start_soon(pay)
+        with anyio.fail_after(20):
+            paid = await wallet_use.wait_until_paid(client, made, time.time() + 3600)
+        assert paid is not None and paid.received_msats == 9_000
+        assert await wallet_use.wait_until_paid(client, replace(made, payment_hash="00" * 32), time.time()) is None
+
+
+def test_wait_says_when_it_is_paid_and_when_not(
+    wallet: WalletProcess, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
     wait = wallet_use.wait_until_paid
 
-    async def pay_and_wait(client, invoice, deadline_at):  # type: ignore[no-untyped-def]
+    async def pay_first(client: Wallet, invoice: Invoice, deadline_at: float) -> Invoice | None:
         await wallet.payer().pay(invoice.bolt11)
         return await wait(client, invoice, deadline_at)
 
-    if not pushed:
-        set_faults(wallet, notice_loss=1)
-    monkeypatch.setattr(wallet_use, "wait_until_paid", pay_and_wait)
+    async def wait_in_vain(client: Wallet, invoice: Invoice, deadline_at: float) -> Invoice | None:
+        return await wait(client, invoice, time.time())
+
+    monkeypatch.setattr(wallet_use, "wait_until_paid", pay_first)
     assert run(["wallet", "invoice", "9", "--wait"]) == 0
     assert "paid: 9 sats at " in capsys.readouterr().err
+    monkeypatch.setattr(wallet_use, "wait_until_paid", wait_in_vain)
+    assert run(["wallet", "invoice", "9", "--wait"]) == 4
+    assert "the invoice has expired unpaid" in capsys.readouterr().err
 
 
 # --- paying ---------------------------------------------------------------------------------------------------
