@@ -1,17 +1,10 @@
-"""`pylon wallet` with the fake wallet as a real process: looking, invoicing, paying once, doubt, connecting."""
+"""`pylon wallet` with the fake wallet as a real process: looking, invoicing, paying once, doubt."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import pty
-import select
-import stat
-import subprocess
-import sys
 import time
-import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +18,7 @@ from pylon.cli.app import run
 from pylon.jobs.ports import Invoice, Wallet
 from pylon.nostr.bolt11 import read_invoice
 from pylon.wallets.fake_server.node import Draft, Node
-from tests.support.nwc_service import NwcService, nwc_service
-from tests.support.relay import relay_process
+from tests.support.terminal import at_a_terminal
 from tests.support.wallet import WalletProcess
 
 Captured = pytest.CaptureFixture[str]
@@ -288,185 +280,12 @@ def test_a_refusal_is_exit_code_1(wallet: WalletProcess, capsys: Captured) -> No
     assert books(wallet) == before
 
 
-# --- connecting -----------------------------------------------------------------------------------------------
-
-
-def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
-
-
-def connect(process: WalletProcess, *more: str) -> int:
-    return run(["wallet", "connect", "fake", "--url", process.url, *more])
-
-
-def test_connect_tests_and_then_stores_the_secret_apart(
-    home: Path, process: WalletProcess, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    type_in(monkeypatch, f"{process.owner_token}\n")
-    assert connect(process, "--network", "regtest") == 0
-    said = capsys.readouterr()
-    assert "tested: an invoice over 1 sat was made" in said.out
-    assert process.owner_token not in said.out + said.err
-    settings = (home / "pylon.toml").read_text()
-    assert tomllib.loads(settings)["wallet"] == {"kind": "fake", "url": process.url, "network": "regtest"}
-    assert process.owner_token not in settings
-    assert stat.S_IMODE((home / "pylon.wallet.json").stat().st_mode) == 0o600
-    assert run(["wallet", "status"]) == 0
-    assert run(["config", "show"]) == 0
-    shown = capsys.readouterr().out
-    assert process.owner_token not in shown and "pylon.wallet.json" in shown
-
-
-def test_nothing_is_stored_unless_the_test_passed(
-    home: Path, process: WalletProcess, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    type_in(monkeypatch, "wrong-token\n")
-    assert connect(process, "--network", "regtest") == 1
-    said = capsys.readouterr().err
-    assert "nothing is stored, the wallet is not ready" in said and "wrong-token" not in said
-    type_in(monkeypatch, process.owner_token)
-    assert connect(process) == 2
-    assert "the wallet is on regtest; add --network regtest" in capsys.readouterr().err
-    assert list(home.iterdir()) == []
-    type_in(monkeypatch, "wrong-token\n")
-    assert connect(process, "--no-test") == 0
-    assert {each.name for each in home.iterdir()} == {"pylon.toml", "pylon.wallet.json"}
-
-
-def test_where_the_settings_cannot_be_written_the_wallet_before_stays_whole(
-    home: Path, process: WalletProcess, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    type_in(monkeypatch, process.owner_token)
-    assert connect(process, "--network", "regtest") == 0
-    before = {each.name: each.read_text() for each in home.iterdir()}
-
-    def full(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("pylon.cli.wallet_connect.set_values", full)
-    type_in(monkeypatch, "another-token")
-    assert connect(process, "--no-test") == 1
-    assert {each.name: each.read_text() for each in home.iterdir()} == before
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["strike", "--url", "http://127.0.0.1:1"], "'strike' is no wallet that can be connected; allowed: "),
-        (["fake"], "--url is missing"),
-        (["fake", "--url", "http://127.0.0.1:1", "--network", "moon"], "wallet.network: 'moon' is unknown"),
-        (["fake", "--url", "gopher://x"], "does not start with http"),
-    ],
-)
-def test_wrong_usage_is_one_sentence(
-    words: list[str], said: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    type_in(monkeypatch, "token\n")
-    assert run(["wallet", "connect", *words]) == 2
-    assert said in capsys.readouterr().err
-    assert list(home.iterdir()) == []
-
-
-def test_an_empty_secret_is_none(process: WalletProcess, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    type_in(monkeypatch, "\n")
-    assert connect(process) == 2
-    assert "no secret was given" in capsys.readouterr().err
-
-
-def test_what_would_not_hold_is_not_stored(
-    home: Path, process: WalletProcess, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    type_in(monkeypatch, process.owner_token)
-    monkeypatch.setenv("PYLON_WALLET_TOKEN", "other")
-    assert connect(process) == 2
-    assert "PYLON_WALLET_TOKEN sets wallet.token and is stronger" in capsys.readouterr().err
-    assert list(home.iterdir()) == []
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[NwcService]:
-    """A wallet that speaks Nostr Wallet Connect, in a thread of its own."""
-    with (
-        relay_process() as relay,
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(nwc_service(relay.url)) as running,
-    ):
-        yield running
-
-
-@pytest.mark.parametrize("as_argument", [False, True])
-def test_a_wallet_connection_is_a_secret_too(
-    as_argument: bool, service: NwcService, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    type_in(monkeypatch, f"{service.uri}\n")
-    given = [service.uri] if as_argument else []
-    assert run(["wallet", "connect", *given, "--network", "regtest"]) == 0
-    said = capsys.readouterr()
-    assert ("stays in the shell's history" in said.err) == as_argument
-    settings = (home / "pylon.toml").read_text()
-    assert tomllib.loads(settings)["wallet"] == {"kind": "nwc", "network": "regtest"}
-    assert run(["wallet", "status"]) == 0
-    assert run(["config", "show"]) == 0
-    shown = capsys.readouterr()
-    assert "nwc" in shown.out and "pylon.wallet.json" in shown.out
-    secret = service.uri.partition("secret=")[2].partition("&")[0]
-    assert secret and secret not in said.out + said.err + settings + shown.out + shown.err
-
-
-def test_what_is_no_connection_is_not_repeated(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    type_in(monkeypatch, "nostr+walletconnect://nonsense?secret=hidden\n")
-    assert run(["wallet", "connect"]) == 2
-    said = capsys.readouterr().err
-    assert "wallet.uri" in said and "hidden" not in said
-    assert list(home.iterdir()) == []
-
-
-# --- at a terminal --------------------------------------------------------------------------------------------
-
-
-def at_a_terminal(words: list[str], home: Path, prompt: str, answer: str) -> tuple[int, str]:
-    """Run `pylon wallet WORDS` at a terminal, answer its prompt, and return exit code and everything shown."""
-    leader, follower = pty.openpty()
-    environ = {**os.environ, "PYLON_HOME": str(home)}
-    command = [sys.executable, "-m", "pylon", "wallet", *words]
-    process = subprocess.Popen(
-        command, env=environ, stdin=follower, stdout=follower, stderr=follower, start_new_session=True
-    )
-    os.close(follower)
-    shown = b""
-    try:
-        while select.select([leader], [], [], 30)[0]:
-            try:
-                piece = os.read(leader, 4096)
-            except OSError:  # how Linux says that the other end is closed
-                break
-            if not piece:
-                break
-            shown += piece
-            if prompt and prompt.encode() in shown:
-                os.write(leader, f"{answer}\n".encode())
-                prompt = ""
-        return process.wait(30), shown.decode()
-    finally:
-        process.kill()
-        os.close(leader)
-
-
 @pytest.mark.parametrize(("answer", "code", "said"), [("y", 0, "paid: 21 sats"), ("n", 1, "nothing is paid")])
 def test_pay_asks_for_a_yes(
     wallet: WalletProcess, home: Path, answer: str, code: int, said: str, capsys: Captured
 ) -> None:
     fill(wallet, capsys)
     before = books(wallet)
-    ended, shown = at_a_terminal(["pay", foreign_invoice()], home, "Pay? ", answer)
+    ended, shown = at_a_terminal(["wallet", "pay", foreign_invoice()], home, "Pay? ", answer)
     assert (ended, said in shown) == (code, True), shown
     assert books(wallet)["paid_msats"] - before["paid_msats"] == (21_000 if code == 0 else 0)
-
-
-def test_connect_asks_for_the_secret_without_echo(home: Path, process: WalletProcess) -> None:
-    words = ["connect", "fake", "--url", process.url, "--network", "regtest"]
-    ended, shown = at_a_terminal(words, home, "Its token: ", process.owner_token)
-    assert ended == 0, shown
-    assert process.owner_token not in shown
