@@ -61,7 +61,7 @@ def check_startable(settings: Settings) -> None:
         )
     if settings.payment.mode is PaymentMode.FREE:
         return
-    out = "connect a wallet ([wallet] in pylon.toml), give the work away (--free), or try the market (pylon demo)"
+    out = "connect a wallet (pylon wallet connect), give the work away (--free), or try the market (pylon demo)"
     if settings.wallet.kind is WalletKind.NONE:
         raise SettingsError("payment.mode", f"work is to be paid and no wallet is connected: {out}")
     if settings.wallet.kind is WalletKind.FAKE and not all(_is_local(url) for url in settings.relays.urls):
@@ -200,7 +200,7 @@ def _wallet_secret(settings: Settings, key: str) -> str:
     """Return a secret of the wallet. Raises `SettingsError` with the ways to give it."""
     secret: SecretStr | None = getattr(settings.wallet, key)
     if secret is None:
-        how = f"missing: set PYLON_WALLET_{key.upper()}, or a systemd credential named wallet_{key}"
+        how = f"missing: pylon wallet connect, PYLON_WALLET_{key.upper()}, or a systemd credential wallet_{key}"
         raise SettingsError(f"wallet.{key}", how)
     return secret.get_secret_value()
 

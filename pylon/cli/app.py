@@ -55,6 +55,9 @@ COMMANDS: Final = {
     "request": LazyCommand(
         "pylon.cli.request", "command", "Buy a job.", "pylon request 'What is salt?' --bid 21 --pay"
     ),
+    "wallet": LazyCommand(
+        "pylon.cli.wallet", "app", "Connect a wallet, look into it, move money.", "pylon wallet status"
+    ),
     "nexus": LazyCommand("pylon.cli.nexus", "app", "Ask Nexus about the market.", "pylon nexus stats"),
     "completion": LazyCommand(
         "pylon.cli.completion", "command", "Print the script that lets a shell complete.", "pylon completion bash"
@@ -118,6 +121,9 @@ def _root(
             "reconcile": {"config": config},
             "backup": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
+            "wallet": {
+                verb: {"config": config} for verb in ("status", "balance", "invoice", "pay", "history", "connect")
+            },
             "nexus": {"stats": {"config": config}},
             "backends": {verb: {"config": config} for verb in ("detect", "list", "test")},
             "relays": {verb: {"config": config} for verb in ("list", "check", "add", "remove")},

@@ -1,7 +1,7 @@
 """Reading the settings from their sources, in rising order, and keeping where each value came from.
 
-defaults < TOML file < systemd credentials < environment < flags. The sources are read here one by one and merged
-before pydantic sees them, because an operator must be able to ask which of them won.
+defaults < TOML file < wallet file < systemd credentials < environment < flags. The sources are read here one by
+one and merged before pydantic sees them, because an operator must be able to ask which of them won.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pydantic_settings import EnvSettingsSource
 from pylon.paths import HOME_VARIABLE, resolve_paths
 from pylon.settings.errors import SettingsError, find_field, from_validation, is_secret, unknown_key
 from pylon.settings.model import Settings, section_types
+from pylon.settings.wallet_file import read_wallet_secret
 from pylon.text import printable
 
 PREFIX: Final = "PYLON_"
@@ -54,6 +55,7 @@ class OriginKind(StrEnum):
 
     DEFAULT = "default"
     FILE = "file"
+    WALLET_FILE = "wallet file"
     CREDENTIAL = "credential"
     ENVIRONMENT = "environment"
     FLAG = "flag"
@@ -131,6 +133,7 @@ def merge_settings(
             _merge(merged, _override(merged, key, value))
             _forget(origins, key)
             origins[key] = Origin(OriginKind.FLAG)
+    _lay_wallet_secret(merged, origins, resolve_paths(environ).wallet_file)
     try:
         settings = Settings(**merged)
     except ValidationError as error:
@@ -263,6 +266,17 @@ def _lay_over(
     for key, _ in leaves(values):
         origins[key] = Origin(origin.kind, names[key]) if key in names else origin
     _merge(merged, values)
+
+
+def _lay_wallet_secret(merged: dict[str, Any], origins: dict[str, Origin], path: Path) -> None:
+    """Lay the wallet file over the TOML file and under the rest, which had to be known: it is for one wallet."""
+    wallet, secret = merged.get("wallet"), read_wallet_secret(path)
+    if secret is None or not isinstance(wallet, Mapping) or not secret.is_for(wallet):
+        return
+    key = f"wallet.{secret.key}"
+    if origins.get(key, _DEFAULT).kind in (OriginKind.DEFAULT, OriginKind.FILE):
+        _merge(merged, _nested(key, secret.value))
+        origins[key] = Origin(OriginKind.WALLET_FILE, str(path))
 
 
 def _forget(origins: dict[str, Origin], key: str) -> None:
