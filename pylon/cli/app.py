@@ -39,6 +39,9 @@ COMMANDS: Final = {
     "doctor": LazyCommand("pylon.cli.doctor", "command", "Try everything that selling needs.", "pylon doctor"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
+    "price": LazyCommand(
+        "pylon.cli.price", "command", "Explain what a job costs.", "pylon price my-model --prompt 'What is salt?'"
+    ),
     "request": LazyCommand(
         "pylon.cli.request", "command", "Buy a job.", "pylon request 'What is salt?' --bid 21 --pay"
     ),
@@ -101,6 +104,7 @@ def _root(
         ctx.default_map = {
             "start": {"config": config},
             "request": {"config": config},
+            "price": {"config": config},
             "doctor": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
             "nexus": {"stats": {"config": config}},
