@@ -158,7 +158,8 @@ def _meaning(settings: Settings, quoted: Quote) -> str:
 
     if settings.payment.mode is PaymentMode.FREE:
         return 'payment.mode is "free": nobody pays, whatever the prices.'
-    bid = f"A bid must be at least {quoted.amount_msats} msats ({sats(quoted.amount_msats)}); without one it is taken."
+    least = f"{quoted.amount_msats} msats ({sats(quoted.amount_msats)})"
+    bid = f"A bid must be at least {least}; without one it is taken."
     if settings.payment.mode is PaymentMode.POSTPAY:
         return f"{bid} On credit its real use is billed: never more than this."
     return bid

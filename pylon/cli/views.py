@@ -28,7 +28,9 @@ class ReadViews(Protocol):
         """Return one job with its history."""
         ...
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
         """Return settled payments."""
         ...
 
@@ -61,8 +63,10 @@ class _EitherViews:
     def job(self, id_or_prefix: str, *, show_input: bool = False) -> JobDetail:
         return self._ask(lambda views: views.job(id_or_prefix, show_input=show_input))
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
-        return self._ask(lambda views: views.earnings(since, by))
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        return self._ask(lambda views: views.earnings(since, by, until=until, local=local))
 
     def _ask(self, question: Callable[[ReadViews], T]) -> T:
         try:

@@ -102,9 +102,12 @@ class ControlClient:
         """Cancel a job and return what became of it."""
         return _decoded(JobView, self._ask("POST", f"/jobs/{quote(id_or_prefix, safe='')}/cancel"))
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
-        """Return settled payments since unix seconds (None: all), split by an `EarningsBy`."""
-        return _decoded(EarningsView, self._ask("GET", "/earnings", {"since": since, "by": by}))
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        """Return settled payments of a time (unix seconds, None: all), split by an `EarningsBy`."""
+        asked = {"since": since, "until": until, "by": by, "local": 1 if local else None}
+        return _decoded(EarningsView, self._ask("GET", "/earnings", asked))
 
     def announcement(self) -> AnnouncementView:
         """Return how the announcement stands."""

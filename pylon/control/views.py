@@ -62,8 +62,10 @@ class EarningsBy(StrEnum):
     """How earnings are split into rows."""
 
     TOTAL = "total"
-    DAY = "day"  # UTC days, by the time of settlement
+    DAY = "day"  # by the time of settlement
     MODEL = "model"
+    CUSTOMER = "customer"
+    KIND = "kind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +260,7 @@ class JobDetail:
 
 @dataclass(frozen=True, slots=True)
 class EarningsRow:
-    """Settled payments of one day or model."""
+    """Settled payments of one day, model, customer (the npub) or job kind."""
 
     label: str
     payments: int
@@ -267,13 +269,14 @@ class EarningsRow:
 
 @dataclass(frozen=True, slots=True)
 class EarningsView:
-    """Settled payments since a time (None: all), in total and split by `by`."""
+    """Settled payments since a time and before another (None: all), in total and split by `by`."""
 
     by: EarningsBy
     payments: int
     total: BooksLine
     since: int | None = None
     rows: tuple[EarningsRow, ...] = ()
+    until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,8 +310,13 @@ class ControlViews(Protocol):
         """Cancel as the operator and return what became of it. Raises `NotFound`, `Ambiguous`, `ViewError`."""
         ...
 
-    async def earnings(self, since: int | None, by: str) -> EarningsView:
-        """Return settled payments since unix seconds, split by an `EarningsBy`."""
+    async def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        """Return settled payments of a time (unix seconds), split by an `EarningsBy`.
+
+        Days are UTC, or with `local` those of this machine's zone.
+        """
         ...
 
     def announcement(self) -> AnnouncementView:

@@ -125,11 +125,13 @@ class FakeViews:
         self.cancelled.append(job.id)
         return replace(job, work="cancelled", money="refund_due", reason="cancelled by the operator")
 
-    async def earnings(self, since: int | None, by: str) -> EarningsView:
+    async def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
         await self._trouble()
         self.asked.append((since, by))
         rows = (EarningsRow(NASTY, 2, STATUS.books),) if by != EarningsBy.TOTAL else ()
-        return EarningsView(EarningsBy(by), 2, STATUS.books, since, rows)
+        return EarningsView(EarningsBy(by), 2, STATUS.books, since, rows, until)
 
     def announcement(self) -> AnnouncementView:
         return ANNOUNCED
