@@ -145,7 +145,7 @@ class Reports:
             query = query.where(money.c.settled_at < until)
         with self._connect() as connection:
             return [
-                Takings(row[0], row[1], row[2], row[3], row[4], Work(row[5]), Money(row[6]), *row[7:])
+                Takings(row[0], row[1], row[2], row[3], row[4], Work(row[5]), Money(row[6]), row[7], row[8], row[9])
                 for row in connection.execute(query)
             ]
 
