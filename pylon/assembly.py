@@ -39,6 +39,7 @@ from pylon.relays.state import PoolConfig
 from pylon.settings import (
     EchoBackendSettings,
     EmbeddedBackendSettings,
+    ModelSettings,
     OllamaBackendSettings,
     OpenAIBackendSettings,
     PaymentMode,
@@ -87,7 +88,8 @@ def make_offers(settings: Settings) -> tuple[Offer, ...]:
             name=model.name,
             backend=model.backend,
             backend_model=model.name_at_backend,
-            price=Price(model.base_msats, model.input_msats_per_1k, model.output_msats_per_1k),
+            price=_price(settings, model, model.kinds[0]),
+            kind_prices={kind: _price(settings, model, kind) for kind in model.kinds},
             aliases=tuple(model.aliases),
             max_output_tokens=model.max_output_tokens,
             default_output_tokens=model.unasked_output_tokens,
@@ -98,6 +100,12 @@ def make_offers(settings: Settings) -> tuple[Offer, ...]:
         )
         for model in settings.models
     )
+
+
+def _price(settings: Settings, model: ModelSettings, kind: int) -> Price:
+    """Return what a model's jobs of a kind cost: no less than the operator takes for any job."""
+    told = model.price_of(kind)
+    return Price(**{**told, "min_msats": max(told["min_msats"], settings.payment.min_price_msats)})
 
 
 def make_backends(settings: Settings, paths: Paths) -> dict[str, Backend]:

@@ -151,9 +151,11 @@ class LiveViews:
             raise ViewError(str(error)) from error
         return await self._refund(job_id)
 
-    async def earnings(self, since: int | None, by: str) -> EarningsView:
-        """Return settled payments since unix seconds."""
-        return await anyio.to_thread.run_sync(self._offline.earnings, since, by)
+    async def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        """Return settled payments of a time."""
+        return await anyio.to_thread.run_sync(lambda: self._offline.earnings(since, by, until=until, local=local))
 
     def announcement(self) -> AnnouncementView:
         """Return what was published last. Raises `ViewError` where nothing announces."""

@@ -109,18 +109,20 @@ class OfflineViews:
             raise NotFound("nothing is or was to be refunded for this job")
         return _refund_view(found[0])
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
-        """Return settled payments since unix seconds, split by an `EarningsBy`."""
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        """Return settled payments of a time (unix seconds), split by an `EarningsBy`; see `ControlViews`."""
         split = EarningsBy(by)
-        takings = self._reports.takings(since)
+        takings = self._reports.takings(since, until)
         groups: dict[str, list[Takings]] = defaultdict(list)
-        for each in takings:
-            if split is EarningsBy.DAY:
-                groups[datetime.fromtimestamp(each.settled_at, UTC).date().isoformat()].append(each)
-            elif split is EarningsBy.MODEL:
-                groups[each.model].append(each)
+        if split is not EarningsBy.TOTAL:
+            for each in takings:
+                groups[_label(each, split, local=local)].append(each)
         rows = tuple(EarningsRow(label, len(group), _sum(group)) for label, group in sorted(groups.items()))
-        return EarningsView(by=split, payments=len(takings), total=_sum(takings), since=since, rows=rows)
+        return EarningsView(
+            by=split, payments=len(takings), total=_sum(takings), since=since, rows=rows, until=until
+        )
 
 
 def offline_views(database: Path) -> OfflineViews:
@@ -159,6 +161,19 @@ def books_line(books: Books) -> BooksLine:
         written_off_msats=books.written_off_msats,
         deposits_msats=books.deposits_msats,
     )
+
+
+def _label(taking: Takings, split: EarningsBy, *, local: bool) -> str:
+    """Return the name of the row that a settlement belongs to."""
+    match split:
+        case EarningsBy.DAY:
+            return datetime.fromtimestamp(taking.settled_at, None if local else UTC).date().isoformat()
+        case EarningsBy.CUSTOMER:
+            return encode_npub(taking.customer)
+        case EarningsBy.KIND:
+            return str(taking.kind)
+        case _:
+            return taking.model
 
 
 def _sum(takings: Sequence[Takings]) -> BooksLine:

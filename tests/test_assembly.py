@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -244,6 +244,7 @@ EVERYTHING: dict[str, Any] = {
         "lookup_min_s": 3.0,
         "lookup_max_s": 31.0,
         "mode": "postpay",
+        "min_price_msats": 4_000,
         "credit_msats": 1_001,
         "credit_history_percent": 11,
         "credit_max_msats": 1_000_002,
@@ -322,6 +323,8 @@ EVERYTHING: dict[str, Any] = {
             "base_msats": 1,
             "input_msats_per_1k": 2,
             "output_msats_per_1k": 3,
+            "min_msats": 5_000,
+            "prices": {5001: {"base_msats": 6, "input_msats_per_1k": 7, "output_msats_per_1k": 8, "min_msats": 0}},
             "max_output_tokens": 1_025,
             "default_output_tokens": 513,
             "context_tokens": 4_098,
@@ -389,6 +392,7 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "payment.max_invoices_per_job": lambda made: made.recorder.rules.max_invoices,
     "payment.lookup_min_s": lambda made: made.cashier.lookup_min_s,
     "payment.lookup_max_s": lambda made: made.cashier.lookup_max_s,
+    "payment.min_price_msats": lambda made: made.offers[0].price_of(5001).min_msats,
     "payment.credit_msats": lambda made: credit_rules(made).credit_msats,
     "payment.credit_history_percent": lambda made: credit_rules(made).history_percent,
     "payment.credit_max_msats": lambda made: credit_rules(made).max_credit_msats,
@@ -458,9 +462,12 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
         route.backend if route.backend_model == "m-at-o" else f"{route.backend}={route.backend_model}"
         for route in made.offers[0].also
     ],
-    "models.0.base_msats": lambda made: made.offers[0].price.base_msats,
-    "models.0.input_msats_per_1k": lambda made: made.offers[0].price.input_msats_per_1k,
-    "models.0.output_msats_per_1k": lambda made: made.offers[0].price.output_msats_per_1k,
+    "models.0.base_msats": lambda made: made.offers[0].price_of(5050).base_msats,
+    "models.0.input_msats_per_1k": lambda made: made.offers[0].price_of(5050).input_msats_per_1k,
+    "models.0.output_msats_per_1k": lambda made: made.offers[0].price_of(5050).output_msats_per_1k,
+    "models.0.min_msats": lambda made: made.offers[0].price_of(5050).min_msats,
+    # No minimum of its own for this kind: what holds is the least for any job.
+    "models.0.prices": lambda made: {5001: asdict(made.offers[0].price_of(5001)) | {"min_msats": 0}},
     "models.0.max_output_tokens": lambda made: made.offers[0].max_output_tokens,
     "models.0.default_output_tokens": lambda made: made.offers[0].default_output_tokens,
     "models.0.context_tokens": lambda made: made.offers[0].context_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -204,6 +205,38 @@ async def test_earnings_by_day_and_by_model_add_up_to_the_books(tmp_path: Path) 
             ("large", BooksLine(received_msats=5_000, earned_msats=5_000)),
             ("small", BooksLine(2 * PRICE_MSATS + 300, 2 * PRICE_MSATS, 300, deposits_msats=300)),
         ]
+
+
+async def test_earnings_by_customer_and_by_kind(tmp_path: Path) -> None:
+    place = world(tmp_path)
+    async with open_house(place) as house:
+        await sell(house, "first")
+        await sell(house, "second")
+        views = OfflineViews(place.path)
+        both = BooksLine(received_msats=2 * PRICE_MSATS, earned_msats=2 * PRICE_MSATS)
+        for by, label in ((EarningsBy.CUSTOMER, encode_npub(CUSTOMER.public_hex)), (EarningsBy.KIND, "5050")):
+            (row,) = views.earnings(None, by).rows
+            assert (row.label, row.payments, row.books) == (label, 2, both)
+
+
+async def test_earnings_before_a_time_and_by_local_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = world(tmp_path)
+    async with open_house(place) as house:
+        await sell(house, "first")
+        place.clock.advance(100)
+        await sell(house, "second")
+        views = OfflineViews(place.path)
+        assert views.earnings(None, EarningsBy.TOTAL, until=NOW + 100).payments == 1
+        assert views.earnings(NOW, EarningsBy.TOTAL, until=NOW).payments == 0
+        monkeypatch.setenv("TZ", "Etc/GMT+12")
+        time.tzset()
+        try:
+            (utc,) = views.earnings(None, EarningsBy.DAY).rows
+            (local,) = views.earnings(None, EarningsBy.DAY, local=True).rows
+        finally:
+            monkeypatch.undo()
+            time.tzset()
+        assert (utc.label, local.label) == ("2027-01-15", "2027-01-14")
 
 
 async def test_earnings_since_a_time(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ COMMANDS: Final = {
         "pylon.cli.refunds", "app", "List refunds that are due, pay them or write them off.", "pylon refunds list"
     ),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
+    "price": LazyCommand(
+        "pylon.cli.price", "command", "Explain what a job costs.", "pylon price my-model --prompt 'What is salt?'"
+    ),
     "reconcile": LazyCommand(
         "pylon.cli.reconcile", "command", "Compare the books with the wallet.", "pylon reconcile --since 7d"
     ),
@@ -117,6 +120,7 @@ def _root(
         ctx.default_map = {
             "start": {"config": config},
             "request": {"config": config},
+            "price": {"config": config},
             "doctor": {"config": config},
             "reconcile": {"config": config},
             "backup": {"config": config},

@@ -32,7 +32,9 @@ class ReadViews(Protocol):
         """Return what is due or under way; with `ended` what was refunded or written off too."""
         ...
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
         """Return settled payments."""
         ...
 
@@ -68,8 +70,10 @@ class _EitherViews:
     def refunds(self, *, ended: bool = False) -> Sequence[RefundView]:
         return self._ask(lambda views: views.refunds(ended=ended))
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
-        return self._ask(lambda views: views.earnings(since, by))
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        return self._ask(lambda views: views.earnings(since, by, until=until, local=local))
 
     def _ask(self, question: Callable[[ReadViews], T]) -> T:
         try:

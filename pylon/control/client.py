@@ -120,9 +120,12 @@ class ControlClient:
         where = f"/jobs/{quote(id_or_prefix, safe='')}/write-off"
         return _decoded(RefundView, self._ask("POST", where, {"reason": reason}))
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
-        """Return settled payments since unix seconds (None: all), split by an `EarningsBy`."""
-        return _decoded(EarningsView, self._ask("GET", "/earnings", {"since": since, "by": by}))
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        """Return settled payments of a time (unix seconds, None: all), split by an `EarningsBy`."""
+        asked = {"since": since, "until": until, "by": by, "local": 1 if local else None}
+        return _decoded(EarningsView, self._ask("GET", "/earnings", asked))
 
     def announcement(self) -> AnnouncementView:
         """Return how the announcement stands."""

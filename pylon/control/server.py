@@ -279,8 +279,9 @@ class _Api:
     async def earnings(self, request: Request) -> object:
         asked = request.query_params
         since = _number(asked["since"], "since", 0, 2**53) if "since" in asked else None
+        until = _number(asked["until"], "until", 0, 2**53) if "until" in asked else None
         by = _word(asked.get("by"), EarningsBy, "by") or EarningsBy.TOTAL
-        return await self._views.earnings(since, by)
+        return await self._views.earnings(since, by, until=until, local=asked.get("local") == "1")
 
     async def announcement(self, request: Request) -> object:
         return self._views.announcement()

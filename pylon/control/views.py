@@ -68,8 +68,10 @@ class EarningsBy(StrEnum):
     """How earnings are split into rows."""
 
     TOTAL = "total"
-    DAY = "day"  # UTC days, by the time of settlement
+    DAY = "day"  # by the time of settlement
     MODEL = "model"
+    CUSTOMER = "customer"
+    KIND = "kind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +307,7 @@ class RefundView:
 
 @dataclass(frozen=True, slots=True)
 class EarningsRow:
-    """Settled payments of one day or model."""
+    """Settled payments of one day, model, customer (the npub) or job kind."""
 
     label: str
     payments: int
@@ -314,13 +316,14 @@ class EarningsRow:
 
 @dataclass(frozen=True, slots=True)
 class EarningsView:
-    """Settled payments since a time (None: all), in total and split by `by`."""
+    """Settled payments since a time and before another (None: all), in total and split by `by`."""
 
     by: EarningsBy
     payments: int
     total: BooksLine
     since: int | None = None
     rows: tuple[EarningsRow, ...] = ()
+    until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,8 +369,13 @@ class ControlViews(Protocol):
         """Record that a refund will not be paid. Raises `NotFound`, `Ambiguous`, `ViewError`."""
         ...
 
-    async def earnings(self, since: int | None, by: str) -> EarningsView:
-        """Return settled payments since unix seconds, split by an `EarningsBy`."""
+    async def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        """Return settled payments of a time (unix seconds), split by an `EarningsBy`.
+
+        Days are UTC, or with `local` those of this machine's zone.
+        """
         ...
 
     def announcement(self) -> AnnouncementView:

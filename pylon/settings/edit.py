@@ -35,8 +35,14 @@ def split_key(key: str) -> tuple[str | int, ...]:
             return location
         case (str(name), str()) if name in section_types() and find_field(location):
             return location
+        case ("models", int(), "prices"):
+            raise SettingsError(key, f"is a table; name a key in it, such as {key}.5050.base_msats")
+        case ("models", int() as index, "prices", int() as kind, str() as name) if find_field(location):
+            return ("models", index, "prices", str(kind), name)
         case (str(name), int(), str()) if name in _ARRAYS and find_field(location):
             return location
+        case ("models", int(), "prices", _, _):
+            raise unknown_key(location)
         case (str(name), *_) if name in _ARRAYS and len(location) != 3:
             raise SettingsError(key, f"is no single value; write {name}.0.<key>, counted from 0")
         case (str(name),) if name in section_types():
@@ -109,7 +115,10 @@ def _toml_value(settings: Settings, key: str) -> Any:
     """Return the value of a key as TOML takes it."""
     value: Any = settings
     for part in split_key(key):
-        value = value[part] if isinstance(part, int) else getattr(value, part)
+        if isinstance(value, Mapping):
+            value = value[int(part)]  # a job kind
+        else:
+            value = value[part] if isinstance(part, int) else getattr(value, part)
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     return plain(value) if value is not None else ""
@@ -121,7 +130,7 @@ def _edited(text: str, location: tuple[str | int, ...], value: Any, path: Path) 
         table: Any = document
         for part in location[:-1]:
             if isinstance(part, str) and part not in table:
-                table[part] = tomlkit.table()
+                table[part] = tomlkit.table(is_super_table=part == "prices")
             table = table[part]
         held = table.get(location[-1])
         if isinstance(held, Array) and isinstance(value, list):

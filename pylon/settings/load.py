@@ -298,15 +298,24 @@ def _override(merged: Mapping[str, Any], key: str, value: object) -> dict[str, A
     """Return a flag as nested values; a key inside an array of tables replaces the array by a changed copy."""
     top, *rest = key.split(".")
     tables = merged.get(top, [])
-    if len(rest) == 2 and rest[0].isdigit() and isinstance(tables, list):
+    if len(rest) >= 2 and rest[0].isdigit() and isinstance(tables, list):
         index = int(rest[0])
         if index >= len(tables):
             raise SettingsError(key, f"there are {len(tables)} [[{top}]], counted from 0")
         if not isinstance(tables[index], Mapping):
             raise SettingsError(key, f"what {top}.{index} is set to is no table")
-        changed = {**tables[index], rest[1]: value}
+        changed = _changed(tables[index], rest[1:], value)
         return {top: [changed if at == index else item for at, item in enumerate(tables)]}
     return _nested(key, value)
+
+
+def _changed(table: Mapping[str, Any], path: list[str], value: object) -> dict[str, Any]:
+    """Return a copy of a table with the value at `path` in it."""
+    key, *rest = path
+    below = table.get(key)
+    if rest:
+        value = _changed(below if isinstance(below, Mapping) else {}, rest, value)
+    return {**table, key: value}
 
 
 def _nested(key: str, value: object) -> dict[str, Any]:

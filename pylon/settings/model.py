@@ -192,6 +192,12 @@ class PaymentSettings(Section):
         description="The first wait before the wallet is asked about an invoice; it grows.",
     )
     lookup_max_s: Number = Field(default=30.0, ge=0.05, le=3600, description="The longest such wait.")
+    min_price_msats: Whole = Field(
+        default=0,
+        ge=0,
+        le=_MAX_CREDIT_MSATS,
+        description="No job costs less than this, whatever its model's price; with mode free it says nothing.",
+    )
     credit_msats: Whole = Field(
         default=0,
         ge=0,
@@ -402,6 +408,10 @@ class Settings(BaseSettings):
         """Take what it is given: `load_settings` reads the sources itself, to keep each value's origin."""
         return (init_settings,)
 
+    @property
+    def _must_cost(self) -> bool:
+        return self.payment.mode is not PaymentMode.FREE and not self.payment.min_price_msats
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.payment.mode is not PaymentMode.FREE and self.jobs.timeout_s < _LEAST_PREPAID_S:
@@ -428,8 +438,10 @@ class Settings(BaseSettings):
                 if backend in routes:
                     raise KeyFault(f"{place}.{key}", f"'{backend}' serves this model already")
                 routes.add(backend)
-            if self.payment.mode is not PaymentMode.FREE and not model.has_price:
-                raise KeyFault(f"{place}.base_msats", 'no price is set; set one, or payment.mode = "free"')
+            for kind in model.kinds:
+                if self._must_cost and not model.has_price(kind):
+                    where = f"{place}.prices.{kind}" if kind in model.prices else place
+                    raise KeyFault(f"{where}.base_msats", 'no price is set; set one, or payment.mode = "free"')
             for key, name in (("name", model.name), *(("aliases", alias) for alias in model.aliases)):
                 if name in taken:
                     raise KeyFault(f"{place}.{key}", f"'{name}' already names a model")

@@ -63,6 +63,8 @@ class Takings:
 
     job: int
     settled_at: int
+    customer: str
+    kind: int
     model: str
     work: Work
     money: Money
@@ -161,8 +163,8 @@ class Reports:
                 text,
             )
 
-    def takings(self, since: int | None) -> list[Takings]:
-        """Return every settlement since a time, in the order of booking; the caller sums as it likes."""
+    def takings(self, since: int | None, until: int | None = None) -> list[Takings]:
+        """Return every settlement since a time and before another, in the order of booking; the caller sums."""
         money, jobs = schema.settlements, schema.jobs
 
         def given_back(state: str, amount: Column[Any]) -> ScalarSelect[Any]:
@@ -173,6 +175,8 @@ class Reports:
             select(
                 jobs.c.number,
                 money.c.settled_at,
+                jobs.c.customer,
+                jobs.c.kind,
                 jobs.c.model,
                 jobs.c.work,
                 jobs.c.money,
@@ -189,11 +193,10 @@ class Reports:
         )
         if since is not None:
             query = query.where(money.c.settled_at >= since)
+        if until is not None:
+            query = query.where(money.c.settled_at < until)
         with self._connect() as connection:
-            return [
-                Takings(row[0], row[1], row[2], Work(row[3]), Money(row[4]), *row[5:])
-                for row in connection.execute(query)
-            ]
+            return [Takings(*row[:5], Work(row[5]), Money(row[6]), *row[7:]) for row in connection.execute(query)]
 
     def ledger(self) -> tuple[list[InvoiceRow], list[Settlement], list[Refund]]:
         """Return every invoice, settlement and refund, of one moment, each in the order of its coming."""

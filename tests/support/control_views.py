@@ -166,11 +166,13 @@ class FakeViews:
         self.asked.append(reason)
         return replace(REFUND, job=self._find(id_or_prefix).id, money="written_off", due_msats=0)
 
-    async def earnings(self, since: int | None, by: str) -> EarningsView:
+    async def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
         await self._trouble()
         self.asked.append((since, by))
         rows = (EarningsRow(NASTY, 2, STATUS.books),) if by != EarningsBy.TOTAL else ()
-        return EarningsView(EarningsBy(by), 2, STATUS.books, since, rows)
+        return EarningsView(EarningsBy(by), 2, STATUS.books, since, rows, until)
 
     def announcement(self) -> AnnouncementView:
         return ANNOUNCED
