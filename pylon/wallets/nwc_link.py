@@ -293,13 +293,9 @@ class NwcLink:
 
     def _filters(self, since: int) -> Sequence[Filter]:
         wallet = [self._uri.wallet]
-        ours: Filter = {
-            "kinds": [RESPONSE_KIND, *sorted(_NOTICE_KINDS)],
-            "authors": wallet,
-            "#p": [self._uri.key.public_hex],
-            "since": since,
-        }
-        return [{"kinds": [INFO_KIND], "authors": wallet, "limit": 1}, ours]
+        # By author alone: wallets built on @getalby/sdk answer without a `p` tag.
+        said: Filter = {"kinds": [RESPONSE_KIND, *sorted(_NOTICE_KINDS)], "authors": wallet, "since": since}
+        return [{"kinds": [INFO_KIND], "authors": wallet, "limit": 1}, said]
 
 
 def _unclear(mutating: bool, sentence: str) -> WalletError:

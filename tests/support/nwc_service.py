@@ -54,6 +54,7 @@ class Manner:
     pages: int = 7  # the most transactions in one page
     knows_offset: bool = True
     answers_twice: bool = False
+    addresses_answers: bool = True  # by a `p` tag
     first_by_stranger: bool = False  # another key answers first, and a wrong signature second
     terse_notices: bool = False  # neither state nor settled_at in them
     gives_proof: bool = True  # a preimage for what it paid
@@ -229,9 +230,8 @@ class NwcService:
             return
         await anyio.sleep(manner.slow_s.get(method, 0.0))
         text = manner.nonsense.get(method) or orjson.dumps({"result_type": method, **answer}).decode()
-        draft = EventDraft(
-            23195, self._conversation.encrypt(text, scheme), (("p", self.client.public_hex), ("e", event.id))
-        )
+        to_us = (("p", self.client.public_hex),) if manner.addresses_answers else ()
+        draft = EventDraft(23195, self._conversation.encrypt(text, scheme), (*to_us, ("e", event.id)))
         if manner.first_by_stranger:
             self._send(draft, self._stranger)
             lie = orjson.dumps({"result_type": method, "result": {"balance": 1}}).decode()

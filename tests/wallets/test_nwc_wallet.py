@@ -40,6 +40,7 @@ AWKWARD = {
     "descriptions by their hash": Manner(hashes_descriptions=True, keeps_metadata=False),
     "no metadata": Manner(keeps_metadata=False),
     "answers twice": Manner(answers_twice=True),
+    "answers without a p tag": Manner(addresses_answers=False),
     "others answer first": Manner(first_by_stranger=True),
     "small pages": Manner(pages=1),
     "all of it": Manner(
