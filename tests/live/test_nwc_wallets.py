@@ -90,7 +90,9 @@ async def test_an_invoice_is_what_was_asked_for_and_is_found_again(service: NwcS
         assert (found.amount_msats, found.expires_at) == (21_000, read.expires_at)
 
         second = await provider.create_invoice(other)
-        assert [each.bolt11 for each in await provider.find(request.own_id, request.description)] == [invoice.bolt11]
+        assert [each.bolt11 for each in await provider.find(request.own_id, request.description)] == [
+            invoice.bolt11
+        ]
         assert await provider.find("neverasked", "job neverasked") == ()
         listed = [each.payment_hash for each in await provider.list_invoices(since)]
         assert listed == [invoice.payment_hash, second.payment_hash]
