@@ -14,9 +14,11 @@ from pylon.backends.echo import EchoBackend, EchoConfig
 from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs import facts
+from pylon.jobs.access import Access
+from pylon.jobs.allowance import Allowance, AllowanceRules
 from pylon.jobs.announcement import AnnounceConfig, ProfileMode
 from pylon.jobs.cashier import CashierConfig
-from pylon.jobs.catalogue import Offer, Route
+from pylon.jobs.catalogue import Catalogue, Offer, Route
 from pylon.jobs.credit import Credit, CreditRules
 from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
@@ -25,6 +27,7 @@ from pylon.jobs.policy import IntakePolicy
 from pylon.jobs.ports import Backend, Clock, Wallet
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.salvage import Terms
 from pylon.net.urls import DialRefused
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip47 import WalletUri, parse_wallet_uri
@@ -158,6 +161,11 @@ def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
     match wallet.kind:
         case WalletKind.NONE:
             return None
+        case WalletKind.PHOENIXD:
+            from pylon.wallets.phoenixd import PhoenixdConfig, PhoenixdWallet
+
+            password = _wallet_secret(settings, "token")
+            return PhoenixdWallet(PhoenixdConfig(wallet.url or "", password, wallet.timeout_s), clock)
         case WalletKind.FAKE:
             token, url = _wallet_secret(settings, "token"), wallet.url or ""
             return FakeWallet(FakeWalletConfig(token=token, url=url, timeout_s=wallet.timeout_s), clock)
@@ -230,7 +238,12 @@ def make_recorder_config(settings: Settings) -> RecorderConfig:
     )
 
 
-def make_intake_config(settings: Settings, mode: facts.Mode) -> IntakeConfig:
+def make_salvage_terms(settings: Settings, catalogue: Catalogue) -> Terms:
+    """Return what putting lost jobs back needs."""
+    return Terms(catalogue, settings.jobs.timeout_s, settings.relays.customer_relays_per_job)
+
+
+def make_intake_config(settings: Settings, mode: facts.Mode, access: Access) -> IntakeConfig:
     """Return the rules of the way in."""
     intake, jobs, payment = settings.intake, settings.jobs, settings.payment
     return IntakeConfig(
@@ -241,11 +254,14 @@ def make_intake_config(settings: Settings, mode: facts.Mode) -> IntakeConfig:
             replies_per_minute=intake.replies_per_minute,
             requests_per_customer_per_minute=intake.requests_per_customer_per_minute,
             max_queued=jobs.queue_size,
-            max_queued_per_customer=jobs.queue_size,
+            max_queued_per_customer=intake.open_jobs_per_customer or jobs.queue_size,
             max_open_invoices=payment.max_open_invoices,
             max_open_invoices_per_customer=payment.max_open_invoices_per_customer,
             max_prompt_bytes=intake.max_prompt_bytes,
+            max_prompt_tokens=intake.max_prompt_tokens or None,
+            requests_per_minute=intake.requests_per_minute,
         ),
+        access=access,
         job_timeout_s=jobs.timeout_s,
         max_pending=jobs.max_pending_intake,
         limit_bytes=settings.relays.max_event_bytes,
@@ -269,12 +285,23 @@ def make_credit(settings: Settings) -> Credit | None:
     )
 
 
+def make_allowance(settings: Settings) -> Allowance | None:
+    """Return who keeps account of what is given away; None where nothing is, or without limit."""
+    payment = settings.payment
+    per_customer, in_all = payment.free_output_tokens_per_customer, payment.free_output_tokens
+    if payment.mode is PaymentMode.FREE:
+        rules = AllowanceRules(per_customer or None, in_all or None)
+        return Allowance(rules) if per_customer or in_all else None
+    return Allowance(AllowanceRules(per_customer, in_all)) if per_customer else None
+
+
 def make_runner_config(settings: Settings) -> RunnerConfig:
     """Return what running jobs needs."""
     return RunnerConfig(
         limit_bytes=settings.relays.max_event_bytes,
         partial_interval_s=settings.jobs.partial_interval_s,
         partial_min_chars=settings.jobs.partial_min_chars,
+        running_per_customer=settings.intake.running_per_customer or None,
         relay_hint=settings.relays.urls[0],
     )
 

@@ -115,7 +115,8 @@ def make(foreign: Foreign) -> None:
         wanted = ["--only-binary", ":all:", f"{foreign.name}=={foreign.version}", *foreign.also]
         built = ["--no-binary", ",".join(foreign.source)] if foreign.source else []
         subprocess.run([str(python), *install, *wanted, *built], check=True)
-        subprocess.run([python, "-c", f"import {foreign.module}"], check=True)
+        # Elsewhere: LNbits makes its data folder where it is imported.
+        subprocess.run([python, "-c", f"import {foreign.module}"], check=True, cwd=building)
         target = place / foreign.folder
         if target.exists() and not is_whole(target / "bin" / "python", foreign):
             shutil.rmtree(target)

@@ -53,8 +53,8 @@ class Manner:
     keeps_metadata: bool = True
     pages: int = 7  # the most transactions in one page
     knows_offset: bool = True
+    names_client: bool = True  # in the `p` of its responses
     answers_twice: bool = False
-    addresses_answers: bool = True  # by a `p` tag
     first_by_stranger: bool = False  # another key answers first, and a wrong signature second
     terse_notices: bool = False  # neither state nor settled_at in them
     gives_proof: bool = True  # a preimage for what it paid
@@ -230,8 +230,8 @@ class NwcService:
             return
         await anyio.sleep(manner.slow_s.get(method, 0.0))
         text = manner.nonsense.get(method) or orjson.dumps({"result_type": method, **answer}).decode()
-        to_us = (("p", self.client.public_hex),) if manner.addresses_answers else ()
-        draft = EventDraft(23195, self._conversation.encrypt(text, scheme), (*to_us, ("e", event.id)))
+        whose = (("p", self.client.public_hex),) if manner.names_client else ()
+        draft = EventDraft(23195, self._conversation.encrypt(text, scheme), (*whose, ("e", event.id)))
         if manner.first_by_stranger:
             self._send(draft, self._stranger)
             lie = orjson.dumps({"result_type": method, "result": {"balance": 1}}).decode()
