@@ -57,7 +57,7 @@ def nwc_service(
     provider: Account | None = None,
     customer: Account | None = None,
 ) -> Iterator[NwcService]:
-    """Run a service until the block ends. Where it fronts an LNbits, with wallets of its own unless they are given."""
+    """Run a service until the block ends; in front of an LNbits with wallets of its own, unless they are given."""
     orders: dict[str, Any] = {"relay": relay_url}
     for name, account in (("provider", provider), ("customer", customer)):
         orders[name] = {"wallet_secret": secrets.token_hex(32), "client_secret": secrets.token_hex(32)}
