@@ -276,7 +276,8 @@ async def test_nothing_goes_by_itself_unless_it_may(world: World) -> None:
 
 
 async def test_the_caps_hold_over_restarts_and_not_for_orders(world: World) -> None:
-    world.config = replace(QUICK, max_msats_per_job=2_000, max_msats_per_day=3_500)
+    cheap = replace(QUICK.repayment, max_fee_msats=5)
+    world.config = replace(QUICK, max_msats_per_job=2_000, max_msats_per_day=4_006, repayment=cheap)
     big, first, second = await world.owe(2_001, 2_000, 2_000, address="alice@pay.example")
     async with world.life() as desk:
         await desk.waits(big, "max_msats_per_job")
