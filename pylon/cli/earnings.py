@@ -33,6 +33,14 @@ _COLUMNS: Final = (
 )
 """What a row tells of the books: its title on the screen, and its name in CSV."""
 
+_RARER: Final = (
+    ("deposits", "deposits_msats"),
+    ("refunded", "refunded_msats"),
+    ("refund fees", "refund_fees_msats"),
+    ("written off", "written_off_msats"),
+)
+"""The same, on the screen only where there is any."""
+
 _FORMULA: Final = frozenset("=+-@\t\r")
 _LEAST_BAR: Final = 10
 _MOST_BAR: Final = 60
@@ -97,10 +105,11 @@ def csv_text(view: EarningsView) -> str:
     """Return the rows as CSV (RFC 4180), or the total as one row; no cell is taken for a formula."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
-    writer.writerow([str(view.by), "payments", *(name for _, name in _COLUMNS), "earned_sats"])
+    columns = (*_COLUMNS, *_RARER)
+    writer.writerow([str(view.by), "payments", *(name for _, name in columns), "earned_sats"])
     rows = view.rows if view.by is not EarningsBy.TOTAL else (EarningsRow("total", view.payments, view.total),)
     for row in rows:
-        amounts = [getattr(row.books, name) for _, name in _COLUMNS]
+        amounts = [getattr(row.books, name) for _, name in columns]
         whole, rest = divmod(row.books.earned_msats, 1000)
         writer.writerow([_harmless(row.label), row.payments, *amounts, f"{whole}.{rest:03d}"])
     return out.getvalue()
@@ -141,28 +150,25 @@ def show(view: EarningsView, screen: Screen, *, utc: bool = False) -> None:
             [cell("owed"), _amount(view.total.owed_msats)],
             [cell("  for work under way"), _amount(view.total.in_work_msats)],
             [cell("  refunds due"), _amount(view.total.refund_due_msats)],
-            *([cell(name), _amount(amount)] for name, amount in _given_back(view.total) if amount),
+            *([cell(title), _amount(getattr(view.total, name))] for title, name in _shown(_RARER, view.total)),
         ],
         indent="  ",
     )
     if view.rows:
         screen.heading(f"By {view.by}")
-        titles = (str(view.by), "payments", *(title for title, _ in _COLUMNS))
+        columns = (*_COLUMNS, *_shown(_RARER, view.total))
+        titles = (str(view.by), "payments", *(title for title, _ in columns))
         head = [Cell(title, Colour.DIM, at > 0) for at, title in enumerate(titles)]
-        rows = [[cell(row.label), cell(row.payments), *_amounts(row.books)] for row in view.rows]
+        rows = [
+            [cell(row.label), cell(row.payments), *(_amount(getattr(row.books, name)) for _, name in columns)]
+            for row in view.rows
+        ]
         screen.table([head, *rows], indent="  ")
 
 
-def _given_back(books: BooksLine) -> tuple[tuple[str, int], ...]:
-    return (
-        ("refunded", books.refunded_msats),
-        ("  for their routes", books.refund_fees_msats),
-        ("written off", books.written_off_msats),
-    )
-
-
-def _amounts(books: BooksLine) -> list[Cell]:
-    return [_amount(getattr(books, name)) for _, name in _COLUMNS]
+def _shown(columns: Sequence[tuple[str, str]], total: BooksLine) -> list[tuple[str, str]]:
+    """Return the columns in which there is anything."""
+    return [(title, name) for title, name in columns if getattr(total, name)]
 
 
 def _amount(amount_msats: int, colour: Colour = Colour.NONE) -> Cell:

@@ -23,7 +23,7 @@ class RefundsSettings(Section):
         default=10_000_000,
         ge=0,
         le=_MOST_MSATS,
-        description="The most that is paid back within 24 hours before the rest has to wait, in msats.",
+        description="The most that refunds take within 24 hours, routes included, before the rest has to wait.",
     )
     max_fee_msats: Whole = Field(
         default=5_000, ge=0, le=_MOST_MSATS, description="The most that the route of one refund may cost, in msats."

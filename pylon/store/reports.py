@@ -275,9 +275,9 @@ class Reports:
             with self._engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise StoreUnavailable(
-                f"the database {self._path} cannot be read: {error.__cause__ or error}"
-            ) from error
+            why = str(error.__cause__ or error)
+            hint = " (an older Pylon wrote it: start this one once)" if "no such table" in why else ""
+            raise StoreUnavailable(f"the database {self._path} cannot be read: {why}{hint}") from error
 
 
 def _columns(table: Table, names: tuple[str, ...]) -> list[Column[Any]]:

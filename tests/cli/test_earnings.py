@@ -88,8 +88,11 @@ def test_piped_there_is_no_chart_and_csv_is_csv(running: Path, capsys: Captured)
     assert "█" not in capsys.readouterr().out
     assert run(["earnings", "--by", "model", "--csv"]) == 0
     head, line, rest = capsys.readouterr().out.split("\r\n")
-    assert head == "model,payments,received_msats,earned_msats,in_work_msats,refund_due_msats,earned_sats"
-    assert line.endswith(",2,21500,20000,1000,500,20.000") and not rest
+    given_back = "deposits_msats,refunded_msats,refund_fees_msats,written_off_msats"
+    assert head == (
+        f"model,payments,received_msats,earned_msats,in_work_msats,refund_due_msats,{given_back},earned_sats"
+    )
+    assert line.endswith(",2,21500,20000,1000,500,0,0,0,0,20.000") and not rest
     assert "\\u202e" in line, "nothing in it steers a terminal"
     assert run(["earnings", "--csv"]) == 0
     assert capsys.readouterr().out.split("\r\n")[1].startswith("total,2,21500,")
@@ -108,9 +111,9 @@ def test_in_a_terminal_there_is_a_chart(running: Path, capsys: Captured, monkeyp
 def test_no_label_is_a_formula_and_every_amount_is_exact(label: str, earned_msats: int) -> None:
     text = csv_text(EarningsView(EarningsBy.MODEL, 1, BooksLine(), None, (row(label, earned_msats),)))
     head, line = csv.reader(io.StringIO(text, newline=""))
-    assert len(head) == len(line) == 7
+    assert len(head) == len(line) == 11
     assert line[0].lstrip()[:1] not in set("=+-@\t\r") - {""}
-    assert int(line[6].replace(".", "")) == int(line[3]) == earned_msats
+    assert int(line[-1].replace(".", "")) == int(line[3]) == earned_msats
 
 
 @pytest.mark.parametrize("start", ["=1+1", "+1", "-1", "@x", " =1"])

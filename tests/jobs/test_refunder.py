@@ -276,7 +276,8 @@ async def test_nothing_goes_by_itself_unless_it_may(world: World) -> None:
 
 
 async def test_the_caps_hold_over_restarts_and_not_for_orders(world: World) -> None:
-    world.config = replace(QUICK, max_msats_per_job=2_000, max_msats_per_day=3_500)
+    cheap = replace(QUICK.repayment, max_fee_msats=5)
+    world.config = replace(QUICK, max_msats_per_job=2_000, max_msats_per_day=4_006, repayment=cheap)
     big, first, second = await world.owe(2_001, 2_000, 2_000, address="alice@pay.example")
     async with world.life() as desk:
         await desk.waits(big, "max_msats_per_job")
@@ -315,6 +316,14 @@ async def test_a_customers_own_invoice(world: World) -> None:
         await desk.waits(job_id, "no lightning address")
         assert desk.wish(job_id, invoice(), by=STRANGER) == "unknown-job"
         assert desk.wish("ab" * 32, invoice()) == "unknown-job"
+        now = int(time.time())
+        honest = signed(wish_draft(job_id, PROVIDER.public_hex, "alice@pay.example"), CUSTOMER, now)
+        tags = (*honest.tags[:2], ("refund", "mallory@pay.example"))
+        assert desk.refunder.hear(Event(**{**honest.as_dict(), "tags": tags})) == "bad-signature"
+        other = signed(wish_draft(job_id, STRANGER.public_hex, "alice@pay.example"), CUSTOMER, now)
+        assert desk.refunder.hear(other) == "unknown-job"  # it was said to another provider
+        ahead = signed(wish_draft(job_id, PROVIDER.public_hex, "alice@pay.example"), CUSTOMER, now + 10_000)
+        assert desk.refunder.hear(ahead) == "intake-full"
         # Of no use: the customer hears why, and what to send.
         assert desk.wish(job_id, invoice(DUE_MSATS + 1), age_s=9) is None
         await until(lambda: len(desk.errors(job_id, ErrorPrefix.REFUND_DUE)) == 2)

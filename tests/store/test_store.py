@@ -395,8 +395,8 @@ async def test_a_day_counts_what_may_have_been_paid(tmp_path: Path) -> None:
         for number, state in enumerate(states, 1):
             row = refund(number, state=state, amount_msats=10**number, fee_msats=number == 1)
             await store.write(lambda tx, row=row: refunds.keep_refund(tx, row))  # type: ignore[misc]
-        assert await store.write(lambda tx: refunds.committed_since(tx, 100)) == 10 + 10_000
-        assert await store.write(lambda tx: refunds.committed_since(tx, 101)) == 10_000
+        assert await store.write(lambda tx: refunds.spent_since(tx, 100, 7)) == 10 + 1 + 10_000 + 7
+        assert await store.write(lambda tx: refunds.spent_since(tx, 101, 7)) == 10_000 + 7
         books = await store.write(lambda tx: tx.books())
         assert (books.refunded_msats, books.refund_fees_msats, books.written_off_msats) == (10, 1, 1_000)
 
