@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from ipaddress import ip_address
-from typing import assert_never
+from typing import Final, assert_never
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -12,9 +14,11 @@ from pylon.backends.echo import EchoBackend, EchoConfig
 from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs import facts
+from pylon.jobs.access import Access
+from pylon.jobs.allowance import Allowance, AllowanceRules
 from pylon.jobs.announcement import AnnounceConfig, ProfileMode
 from pylon.jobs.cashier import CashierConfig
-from pylon.jobs.catalogue import Offer, Route
+from pylon.jobs.catalogue import Catalogue, Offer, Route
 from pylon.jobs.credit import Credit, CreditRules
 from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
@@ -23,8 +27,12 @@ from pylon.jobs.policy import IntakePolicy
 from pylon.jobs.ports import Backend, Clock, Wallet
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.salvage import Terms
+from pylon.net.urls import DialRefused
 from pylon.nostr.keys import SecretKey
+from pylon.nostr.nip47 import WalletUri, parse_wallet_uri
 from pylon.paths import Paths
+from pylon.relays.line import PoolLine
 from pylon.relays.state import PoolConfig
 from pylon.settings import (
     EchoBackendSettings,
@@ -37,6 +45,10 @@ from pylon.settings import (
     WalletKind,
 )
 from pylon.wallets.fake import FakeWallet, FakeWalletConfig
+
+_LINE_BACKOFF_S: Final = 15.0  # jobs wait for the wallet: its relays are not left alone for long
+_LINE_FRAME_BYTES: Final = 256 * 1024  # a page of transactions, encrypted
+_LINE_OVERLAP_S: Final = 600  # how far a wallet's clock may be behind ours
 
 
 def check_startable(settings: Settings) -> None:
@@ -56,9 +68,13 @@ def check_startable(settings: Settings) -> None:
 
 def secrets_of(settings: Settings, key: SecretKey) -> list[str]:
     """Return every secret in use, for the log's redactor."""
-    given = [settings.identity.nsec, settings.identity.mnemonic, settings.wallet.token]
+    given = [settings.identity.nsec, settings.identity.mnemonic, settings.wallet.token, settings.wallet.uri]
     given += [each.api_key for each in settings.backends if isinstance(each, OpenAIBackendSettings)]
-    return [key.reveal_nsec(), key.reveal_hex(), *(each.get_secret_value() for each in given if each is not None)]
+    keys = [key]
+    if settings.wallet.uri is not None:
+        keys.append(parse_wallet_uri(settings.wallet.uri.get_secret_value()).key)
+    shown = [form for each in keys for form in (each.reveal_nsec(), each.reveal_hex())]
+    return [*shown, *(each.get_secret_value() for each in given if each is not None)]
 
 
 def make_offers(settings: Settings) -> tuple[Offer, ...]:
@@ -145,11 +161,37 @@ def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
     match wallet.kind:
         case WalletKind.NONE:
             return None
+        case WalletKind.PHOENIXD:
+            from pylon.wallets.phoenixd import PhoenixdConfig, PhoenixdWallet
+
+            password = _wallet_secret(settings, "token")
+            return PhoenixdWallet(PhoenixdConfig(wallet.url or "", password, wallet.timeout_s), clock)
         case WalletKind.FAKE:
             token, url = _wallet_secret(settings, "token"), wallet.url or ""
             return FakeWallet(FakeWalletConfig(token=token, url=url, timeout_s=wallet.timeout_s), clock)
+        case WalletKind.NWC:
+            from pylon.wallets.nwc import NwcWallet
+
+            uri = parse_wallet_uri(_wallet_secret(settings, "uri"))
+            return NwcWallet(uri, _make_line(settings, uri, clock), clock, timeout_s=wallet.timeout_s)
         case _:
             assert_never(wallet.kind)
+
+
+def _make_line(settings: Settings, uri: WalletUri, clock: Clock) -> PoolLine:
+    """Return the line to a wallet, under the key of its connection. Raises `SettingsError`."""
+    pool = make_pool_config(settings)
+    config = replace(
+        pool,
+        urls=uri.relays,
+        backoff_max_s=max(pool.backoff_min_s, min(pool.backoff_max_s, _LINE_BACKOFF_S)),
+        max_frame_bytes=max(pool.max_frame_bytes, _LINE_FRAME_BYTES),
+        overlap_s=_LINE_OVERLAP_S,
+    )
+    try:
+        return PoolLine(config, key=uri.key, clock=clock, rng=random.Random())  # noqa: S311 - jitter, not secrets
+    except DialRefused as refused:
+        raise SettingsError("wallet.uri", f"a relay of the connection: {refused}") from None
 
 
 def _wallet_secret(settings: Settings, key: str) -> str:
@@ -196,7 +238,12 @@ def make_recorder_config(settings: Settings) -> RecorderConfig:
     )
 
 
-def make_intake_config(settings: Settings, mode: facts.Mode) -> IntakeConfig:
+def make_salvage_terms(settings: Settings, catalogue: Catalogue) -> Terms:
+    """Return what putting lost jobs back needs."""
+    return Terms(catalogue, settings.jobs.timeout_s, settings.relays.customer_relays_per_job)
+
+
+def make_intake_config(settings: Settings, mode: facts.Mode, access: Access) -> IntakeConfig:
     """Return the rules of the way in."""
     intake, jobs, payment = settings.intake, settings.jobs, settings.payment
     return IntakeConfig(
@@ -207,11 +254,14 @@ def make_intake_config(settings: Settings, mode: facts.Mode) -> IntakeConfig:
             replies_per_minute=intake.replies_per_minute,
             requests_per_customer_per_minute=intake.requests_per_customer_per_minute,
             max_queued=jobs.queue_size,
-            max_queued_per_customer=jobs.queue_size,
+            max_queued_per_customer=intake.open_jobs_per_customer or jobs.queue_size,
             max_open_invoices=payment.max_open_invoices,
             max_open_invoices_per_customer=payment.max_open_invoices_per_customer,
             max_prompt_bytes=intake.max_prompt_bytes,
+            max_prompt_tokens=intake.max_prompt_tokens or None,
+            requests_per_minute=intake.requests_per_minute,
         ),
+        access=access,
         job_timeout_s=jobs.timeout_s,
         max_pending=jobs.max_pending_intake,
         limit_bytes=settings.relays.max_event_bytes,
@@ -235,12 +285,23 @@ def make_credit(settings: Settings) -> Credit | None:
     )
 
 
+def make_allowance(settings: Settings) -> Allowance | None:
+    """Return who keeps account of what is given away; None where nothing is, or without limit."""
+    payment = settings.payment
+    per_customer, in_all = payment.free_output_tokens_per_customer, payment.free_output_tokens
+    if payment.mode is PaymentMode.FREE:
+        rules = AllowanceRules(per_customer or None, in_all or None)
+        return Allowance(rules) if per_customer or in_all else None
+    return Allowance(AllowanceRules(per_customer, in_all)) if per_customer else None
+
+
 def make_runner_config(settings: Settings) -> RunnerConfig:
     """Return what running jobs needs."""
     return RunnerConfig(
         limit_bytes=settings.relays.max_event_bytes,
         partial_interval_s=settings.jobs.partial_interval_s,
         partial_min_chars=settings.jobs.partial_min_chars,
+        running_per_customer=settings.intake.running_per_customer or None,
         relay_hint=settings.relays.urls[0],
     )
 

@@ -1,9 +1,9 @@
 """The composition root: builds the parts from the settings, runs them in one task group, stops them in order.
 
-Order of starting: database, backends and wallet, relays' publisher, engine (which tells every unfinished job that
-the process restarted), and only then intake. Order of stopping: intake, running jobs (bounded), stored events
-that relays have not confirmed (bounded), the rest by cancellation. A second signal skips the waiting; whatever is
-cut off is found again on the next start.
+Order of starting: database (restored books are compared first), backends and wallet, relays' publisher, engine
+(which tells every unfinished job that the process restarted), and only then intake. Order of stopping: intake,
+running jobs (bounded), stored events that relays have not confirmed (bounded), the rest by cancellation. A second
+signal skips the waiting; whatever is cut off is found again on the next start.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import structlog
 from anyio.abc import TaskGroup
 
 from pylon import assembly, logs
+from pylon.access_files import read_access
 from pylon.control.server import serve_control
 from pylon.jobs import facts
+from pylon.jobs.allowance import WINDOW_S
 from pylon.jobs.announcement import SHARED_KINDS
 from pylon.jobs.announcer import Announcer
 from pylon.jobs.cashier import Cashier
@@ -40,8 +42,10 @@ from pylon.nostr.messages import Filter
 from pylon.paths import Paths, private_folder
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import OutboxPublisher
-from pylon.settings import LoadedSettings, Settings
-from pylon.store.records import CURSOR_MARK, ENDED
+from pylon.salvaging import Salvage
+from pylon.settings import LoadedSettings, Settings, SettingsError
+from pylon.store.customers import free_jobs
+from pylon.store.records import CURSOR_MARK, ENDED, RESTORED_MARK
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
 
@@ -128,7 +132,8 @@ class Daemon:
         self._door = _Doorway()
         pool_config = assembly.make_pool_config(settings)
         self.pool = RelayPool(pool_config, key=key, sink=self._door, clock=clock, rng=rng)
-        engine = Engine(store, Recorder(key, assembly.make_recorder_config(settings)), clock)
+        recorder = Recorder(key, assembly.make_recorder_config(settings))
+        engine = Engine(store, recorder, clock)
         ears = _Ears(engine)
         self._publisher = OutboxPublisher(self.pool, ears, pool_config, clock=clock, rng=rng)
         runner_config = assembly.make_runner_config(settings)
@@ -138,6 +143,7 @@ class Daemon:
             config = assembly.make_cashier_config(settings)
             self._cashier = Cashier(engine, wallet, config, clock, rng, runner.eta_s)
         credit = assembly.make_credit(settings)
+        self._allowance = assembly.make_allowance(settings)
         intake = Intake(
             engine,
             runner,
@@ -145,10 +151,11 @@ class Daemon:
             backends.__getitem__,
             self._publisher,
             key,
-            assembly.make_intake_config(settings, mode),
+            assembly.make_intake_config(settings, mode, read_access(settings)),
             clock,
             payable=lambda: None if _is_payable(wallet) else "the wallet does not answer",
             credit=credit,
+            allowance=self._allowance,
         )
         engine.plug_in(runner, self._cashier, self._publisher, credit)
         self._announcer = ears.announcer = self._door.announcer = Announcer(
@@ -167,6 +174,14 @@ class Daemon:
             store, engine, runner, intake, self.pool, backends, wallet, mode, key.public_hex, self._announcer
         )
         self._views = LiveViews(self.parts, clock, stop=self._stop.set, stopping=self._stop.is_set)
+        terms = assembly.make_salvage_terms(settings, catalogue)
+
+        def salvage(taken_at: int) -> Salvage:
+            return Salvage(
+                store, recorder, wallet, pool_config, key, terms, clock, rng, taken_at, say=self._say_comparing
+            )
+
+        self._salvage = salvage
 
     async def run(self) -> None:
         """Run until a stop is asked for and carried out."""
@@ -183,6 +198,13 @@ class Daemon:
     async def _run_parts(self, tasks: TaskGroup) -> None:
         parts = self.parts
         tasks.start_soon(self._watch_signals)
+        restored = (await self._store.write(lambda tx: tx.marks())).get(RESTORED_MARK)
+        if restored is not None:
+            # Nothing else runs before these books are compared, but what tells how far that is.
+            await tasks.start(serve_control, self._views, self._paths.control_socket)
+            if not await self._compare(restored):
+                tasks.cancel_scope.cancel()
+                return
         await tasks.start(parts.runner.run)
         tasks.start_soon(self._publisher.run)
         if self._cashier is not None:
@@ -192,6 +214,9 @@ class Daemon:
         # Older requests are refused by their age.
         oldest = int(self._clock()) - self._settings.intake.max_age_s - self._settings.intake.max_future_s
         parts.intake.remember(await self._store.write(lambda tx: tx.accepted_since(oldest)))
+        if self._allowance is not None:
+            since = int(self._clock()) - WINDOW_S
+            self._allowance.load(await self._store.write(lambda tx: free_jobs(tx, since)))
         if parts.wallet is not None:
             # Requests come with the first frame, and are refused while the wallet has not answered yet.
             with anyio.move_on_after(_FIRST_ANSWER_S):
@@ -202,7 +227,8 @@ class Daemon:
         tasks.start_soon(self._refresh_cancels)
         tasks.start_soon(self._save_cursors)
         tasks.start_soon(self._announcer.run)
-        await tasks.start(serve_control, self._views, self._paths.control_socket)
+        if restored is None:
+            await tasks.start(serve_control, self._views, self._paths.control_socket)
         # What was loaded stays: the collector need not walk through it again and again.
         gc.collect()
         gc.freeze()
@@ -216,6 +242,23 @@ class Daemon:
         await self._stop.wait()
         await self._wind_down()
         tasks.cancel_scope.cancel()
+
+    async def _compare(self, taken_at: int) -> bool:
+        """Compare restored books with relays and wallet; False when a stop was asked for first."""
+        async with anyio.create_task_group() as tasks:
+
+            async def leave() -> None:
+                await self._stop.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(leave)
+            await self._salvage(taken_at).run()
+            tasks.cancel_scope.cancel()
+        self.parts.intake.stopped = None
+        return not self._stop.is_set()
+
+    def _say_comparing(self, how_far: str) -> None:
+        self.parts.intake.stopped = f"the books come from a backup and are compared first: {how_far}"
 
     # --- subscriptions ----------------------------------------------------------------------------------------
 
@@ -280,11 +323,23 @@ class Daemon:
     # --- stopping ---------------------------------------------------------------------------------------------
 
     async def _watch_signals(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    self._read_lists()
+                    continue
                 if self._stop.is_set():
                     self._stop_at_once.set()
                 self._stop.set()
+
+    def _read_lists(self) -> None:
+        """Read the lists of customers again; one that is wrong changes nothing."""
+        try:
+            access = self.parts.intake.access = read_access(self._settings)
+        except SettingsError as error:
+            log.error("the lists of customers stay as they were", error=str(error))
+        else:
+            log.info("the lists of customers were read again", allow=len(access.allow), deny=len(access.deny))
 
     async def _wind_down(self) -> None:
         """Take no more jobs, let what runs finish, have stored events confirmed; each within its time."""

@@ -98,6 +98,7 @@ class LiveViews:
             jobs_by_state={f"{work}/{money}": count for (work, money), count in parts.engine.counts.items()},
             books=books_line(parts.engine.books),
             refused=parts.intake.counters.as_dict(),
+            missed_models=parts.intake.missed_models.as_dict(),
             intake=IntakeLine(accepted=parts.intake.accepted, paused=paused or ""),
             outbox_pending=parts.engine.outbox_pending,
             dead_letters=parts.engine.dead_letters,

@@ -138,17 +138,18 @@ def books_line(books: Books) -> BooksLine:
         owed_msats=books.owed_msats,
         in_work_msats=books.in_work_msats,
         refund_due_msats=books.refund_due_msats,
+        deposits_msats=books.deposits_msats,
     )
 
 
 def _sum(takings: Sequence[Takings]) -> BooksLine:
     received = sum(each.received_msats for each in takings)
     earned = sum(each.earned_msats for each in takings)
-    in_work: dict[int, int] = defaultdict(int)
-    for each in takings:
-        if each.money is Money.SETTLED and each.work in UNDER_WAY:
-            # A job paid twice is worked on once: what is beyond its price is due back.
-            owed = in_work[each.job] + each.received_msats - each.earned_msats
-            in_work[each.job] = min(owed, each.price_msats)
-    under_way = sum(in_work.values())
-    return books_line(Books(received, earned, under_way, received - earned - under_way))
+    deposits = sum(each.deposit_msats for each in takings)
+    under_way = sum(
+        each.received_msats - each.earned_msats - each.deposit_msats
+        for each in takings
+        if each.money is Money.SETTLED and each.work in UNDER_WAY
+    )
+    owed = received - earned - deposits - under_way
+    return books_line(Books(received, earned, under_way, owed, deposits_msats=deposits))

@@ -8,7 +8,7 @@ of it, and the group would wait for it for ever. So nothing is started in a grou
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -19,6 +19,21 @@ from anyio.abc import TaskGroup
 Work = Callable[..., Awaitable[None]]
 
 _MAX_IDLE: Final = 64
+
+
+@asynccontextmanager
+async def beside(work: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run `work` beside the block, cancelled at its end. What the block raises comes out as it is, in no group."""
+    fault: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised again below
+            fault = error
+        tasks.cancel_scope.cancel()
+    if fault is not None:
+        raise fault
 
 
 class Crew:

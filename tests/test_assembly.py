@@ -16,6 +16,8 @@ from pylon.backends.embedded import EmbeddedBackend
 from pylon.backends.ollama import OllamaBackend
 from pylon.backends.openai import OpenAIBackend
 from pylon.jobs import facts
+from pylon.jobs.access import Access
+from pylon.jobs.allowance import Allowance, AllowanceRules
 from pylon.jobs.announcement import AnnounceConfig
 from pylon.jobs.cashier import CashierConfig
 from pylon.jobs.catalogue import Offer
@@ -32,6 +34,7 @@ from pylon.settings.model import section_types
 from pylon.settings.offers import BACKEND_TYPES, ModelSettings
 from pylon.settings.values import Section
 from pylon.wallets.fake import FakeWallet, FakeWalletConfig
+from pylon.wallets.phoenixd import PhoenixdConfig, PhoenixdWallet
 from tests.support.stand_ins import FakeClock
 
 KEY = SecretKey(b"\x05" * 32)
@@ -116,6 +119,14 @@ def test_a_wallet_without_its_token_says_where_that_comes_from() -> None:
         assembly.make_wallet(settings(**SELLS, wallet=wallet), FakeClock())
 
 
+def test_a_phoenixd_is_made_from_its_settings() -> None:
+    wallet = {"kind": "phoenixd", "url": "http://127.0.0.1:9740", "token": "wallet-token-1", "timeout_s": 16.0}
+    made = assembly.make_wallet(settings(**SELLS, wallet=wallet), FakeClock())
+    assert isinstance(made, PhoenixdWallet)
+    assert made._config == PhoenixdConfig("http://127.0.0.1:9740", "wallet-token-1", 16.0)
+    assert "wallet-token" not in repr(made._config)
+
+
 # --- secrets --------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +168,7 @@ class Made:
     runner: RunnerConfig
     cashier: CashierConfig
     credit: Credit | None
+    allowance: Allowance | None
     announce: AnnounceConfig
 
 
@@ -170,10 +182,11 @@ def make(given: Settings, folder: Path) -> Made:
         backends=assembly.make_backends(given, paths_under(folder)),
         pool=assembly.make_pool_config(given),
         recorder=assembly.make_recorder_config(given),
-        intake=assembly.make_intake_config(given, facts.Mode.PREPAY),
+        intake=assembly.make_intake_config(given, facts.Mode.PREPAY, Access()),
         runner=assembly.make_runner_config(given),
         cashier=assembly.make_cashier_config(given),
         credit=assembly.make_credit(given),
+        allowance=assembly.make_allowance(given),
         announce=assembly.make_announce_config(given),
     )
 
@@ -226,6 +239,8 @@ EVERYTHING: dict[str, Any] = {
         "credit_history_percent": 11,
         "credit_max_msats": 1_000_002,
         "credit_daily_msats": 1_000_003,
+        "free_output_tokens_per_customer": 501,
+        "free_output_tokens": 50_001,
     },
     "wallet": {**FAKE, "timeout_s": 16.0, "network": "regtest"},
     "jobs": {
@@ -245,6 +260,10 @@ EVERYTHING: dict[str, Any] = {
         "replies_per_minute": 121,
         "requests_per_customer_per_minute": 61,
         "max_prompt_bytes": 32_769,
+        "max_prompt_tokens": 8_001,
+        "requests_per_minute": 60_001,
+        "open_jobs_per_customer": 7,
+        "running_per_customer": 3,
     },
     "backends": [
         {
@@ -376,6 +395,12 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "intake.max_future_s": lambda made: made.intake.policy.max_future_s,
     "intake.replies_per_minute": lambda made: made.intake.policy.replies_per_minute,
     "intake.requests_per_customer_per_minute": (lambda made: made.intake.policy.requests_per_customer_per_minute),
+    "payment.free_output_tokens_per_customer": lambda made: allowance_rules(made).per_customer,
+    "payment.free_output_tokens": lambda made: allowance_rules(made).in_all,
+    "intake.max_prompt_tokens": lambda made: made.intake.policy.max_prompt_tokens,
+    "intake.requests_per_minute": lambda made: made.intake.policy.requests_per_minute,
+    "intake.open_jobs_per_customer": lambda made: made.intake.policy.max_queued_per_customer,
+    "intake.running_per_customer": lambda made: made.runner.running_per_customer,
     "intake.max_prompt_bytes": lambda made: made.intake.policy.max_prompt_bytes,
     "backends.0.name": lambda made: config_of(made.backends["o"]).name,
     "backends.0.kind": lambda made: "openai" if isinstance(made.backends["o"], OpenAIBackend) else None,
@@ -429,6 +454,11 @@ READ_ELSEWHERE = {
     "payment.mode": ("pylon/daemon.py", "settings.payment.mode"),
     "identity.nsec": ("pylon/settings/identity_file.py", "given.nsec"),
     "identity.mnemonic": ("pylon/settings/identity_file.py", "given.mnemonic"),
+    **{
+        f"intake.{key}": ("pylon/access_files.py", f"intake.{key}")
+        for key in ("allow_file", "allow_only", "deny_file", "targeted_only", "min_pow_bits")
+    },
+    "wallet.uri": ("pylon/assembly.py", '_wallet_secret(settings, "uri")'),
     "daemon.stop_timeout_s": ("pylon/daemon.py", "daemon.stop_timeout_s"),
     "nexus.url": ("pylon/cli/nexus.py", "nexus.url"),
     "nexus.timeout_s": ("pylon/cli/nexus.py", "nexus.timeout_s"),
@@ -445,6 +475,11 @@ def wallet_config(made: Made) -> FakeWalletConfig:
 def credit_rules(made: Made) -> CreditRules:
     assert made.credit is not None
     return made.credit._rules
+
+
+def allowance_rules(made: Made) -> AllowanceRules:
+    assert made.allowance is not None
+    return made.allowance._rules
 
 
 def every_setting() -> Iterator[str]:
@@ -513,17 +548,39 @@ def test_what_is_announced_as_free_is_free(mode: str, free: bool) -> None:
 
 def test_the_mode_of_payment_is_intakes() -> None:
     for mode in facts.Mode:
-        assert assembly.make_intake_config(settings(**EVERYTHING), mode).mode is mode
+        assert assembly.make_intake_config(settings(**EVERYTHING), mode, Access()).mode is mode
 
 
 def test_a_customer_may_fill_the_queue_that_is_there() -> None:
-    policy = assembly.make_intake_config(settings(**EVERYTHING), facts.Mode.FREE).policy
+    given = {**EVERYTHING, "intake": {}}
+    policy = assembly.make_intake_config(settings(**given), facts.Mode.FREE, Access()).policy
     assert policy.max_queued_per_customer == policy.max_queued == 65
+
+
+@pytest.mark.parametrize(
+    ("mode", "per_customer", "in_all", "rules"),
+    [
+        ("free", 0, 0, None),
+        ("free", 5, 0, AllowanceRules(5, None)),
+        ("free", 0, 9, AllowanceRules(None, 9)),
+        ("prepay", 0, 9, None),
+        ("prepay", 5, 9, AllowanceRules(5, 9)),
+    ],
+)
+def test_what_is_given_away(mode: str, per_customer: int, in_all: int, rules: AllowanceRules | None) -> None:
+    payment = {"mode": mode, "free_output_tokens_per_customer": per_customer, "free_output_tokens": in_all}
+    allowance = assembly.make_allowance(settings(payment=payment))
+    assert (allowance and allowance._rules) == rules
+
+
+def test_a_gift_to_each_needs_a_limit_for_all() -> None:
+    with pytest.raises(ValueError, match="needs a limit"):
+        settings(payment={"mode": "prepay", "free_output_tokens_per_customer": 5})
 
 
 def test_what_an_invoice_leaves_for_work_is_what_intake_asks_for() -> None:
     given = settings(**EVERYTHING)
-    intake = assembly.make_intake_config(given, facts.Mode.PREPAY)
+    intake = assembly.make_intake_config(given, facts.Mode.PREPAY, Access())
     assert assembly.make_recorder_config(given).min_work_s == intake.min_work_s
     assert assembly.make_cashier_config(given).min_expiry_s <= intake.min_work_s
 

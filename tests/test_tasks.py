@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import anyio
+import anyio.lowlevel
 import pytest
 
-from pylon.tasks import Crew, Worker
+from pylon.tasks import Crew, Worker, beside
 
 LIMIT_S = 5.0
 
@@ -161,3 +162,23 @@ async def test_a_fault_in_work_ends_the_group() -> None:
         async with crew.working():
             crew.start(work)
             await anyio.sleep_forever()
+
+
+async def test_what_a_block_raises_comes_out_as_it_is_and_ends_what_ran_beside_it() -> None:
+    ended = anyio.Event()
+
+    async def work() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    with pytest.raises(KeyError, match="mine"):
+        async with beside(work):
+            await anyio.lowlevel.checkpoint()
+            raise KeyError("mine")
+    assert ended.is_set()
+    with anyio.move_on_after(0.01) as scope:
+        async with beside(work):
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught

@@ -1,7 +1,7 @@
 """The `pylon` command: global options, the list of commands, and one line for whatever goes wrong.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 not running, 130 interrupted. Nothing is imported here
-that a command does not need; see `pylon.cli.lazy`.
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 not running, 4 the wallet cannot be asked, 130
+interrupted. Nothing is imported here that a command does not need; see `pylon.cli.lazy`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,16 @@ COMMANDS: Final = {
     "doctor": LazyCommand("pylon.cli.doctor", "command", "Try everything that selling needs.", "pylon doctor"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
+    "reconcile": LazyCommand(
+        "pylon.cli.reconcile", "command", "Compare the books with the wallet.", "pylon reconcile --since 7d"
+    ),
+    "backup": LazyCommand(
+        "pylon.cli.backup",
+        "backup",
+        "Write identity, settings and books into one encrypted file.",
+        "pylon backup pylon.backup",
+    ),
+    "restore": LazyCommand("pylon.cli.backup", "restore", "Bring a backup back.", "pylon restore pylon.backup"),
     "request": LazyCommand(
         "pylon.cli.request", "command", "Buy a job.", "pylon request 'What is salt?' --bid 21 --pay"
     ),
@@ -102,6 +112,8 @@ def _root(
             "start": {"config": config},
             "request": {"config": config},
             "doctor": {"config": config},
+            "reconcile": {"config": config},
+            "backup": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
             "nexus": {"stats": {"config": config}},
             "backends": {verb: {"config": config} for verb in ("detect", "list", "test")},

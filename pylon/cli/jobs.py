@@ -21,6 +21,7 @@ _BAD = frozenset({Work.FAILED, Work.UNDELIVERABLE, Money.UNPAID, Money.REFUND_DU
 _HEX = frozenset("0123456789abcdef")
 _SHORT_ID = 12
 _REQUEST_LIMIT = 2_000_000
+_CANNOT_TELL = "pylon is not running, and only a running daemon counts what it refuses: pylon start"
 _CANNOT_CANCEL = "pylon is not running, and only a running daemon can cancel a job: pylon start"
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -99,6 +100,34 @@ def cancel_job(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
         say(dump_json(job, indent=2))
     else:
         say(f"{printable(job.id[:_SHORT_ID])}: work {printable(job.work)}, money {printable(job.money)}")
+
+
+@app.command("refused", epilog="Example: pylon jobs refused")
+def refused_jobs(ctx: typer.Context, json: Json = False) -> None:
+    """Show the demand that was missed since the daemon started: refused or dropped requests, and why.
+
+    They are counters, not jobs: what is refused is never stored.
+    """
+    context: CliContext = ctx.obj
+    try:
+        status = control_client(context.paths).status()
+    except DaemonNotRunning as error:
+        require_free_home(context.paths)
+        raise UserError(_CANNOT_TELL, NOT_RUNNING) from error
+    if json:
+        say(dump_json({"refused": status.refused, "missed_models": status.missed_models}, indent=2))
+        return
+    screen = Screen()
+    screen.line(f"{status.intake.accepted} accepted, {sum(status.refused.values())} refused or dropped")
+    for title, counts in (
+        ("By reason", status.refused),
+        ("Models asked for and not offered", status.missed_models),
+    ):
+        if counts:
+            screen.heading(title)
+            ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+            screen.table([[cell(count), cell(name, limit=64)] for name, count in ordered], indent="  ")
+    say(screen.text())
 
 
 def _checked(job_id: str) -> str:

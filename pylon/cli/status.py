@@ -164,6 +164,7 @@ def _show_money(status: DaemonStatus, screen: Screen) -> None:
         ("owed", books.owed_msats, Colour.NONE),
         ("  for work under way", books.in_work_msats, Colour.NONE),
         ("  refunds due", books.refund_due_msats, owed),
+        ("  deposits", books.deposits_msats, Colour.NONE),
     )
     screen.table([[cell(name), _amount(amount, colour)] for name, amount, colour in rows], indent="  ")
 

@@ -133,13 +133,14 @@ class QueueLine:
 
 @dataclass(frozen=True, slots=True)
 class BooksLine:
-    """Settled money: `received = earned + owed` and `owed = in_work + refund_due`, all msats."""
+    """Settled money: `received = earned + owed` and `owed = in_work + refund_due + deposits`, all msats."""
 
     received_msats: int = 0
     earned_msats: int = 0
     owed_msats: int = 0
     in_work_msats: int = 0
     refund_due_msats: int = 0
+    deposits_msats: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,7 @@ class DaemonStatus:
     jobs_by_state: dict[str, int] = field(default_factory=dict)  # "work/money" -> jobs
     books: BooksLine = field(default_factory=BooksLine)
     refused: dict[str, int] = field(default_factory=dict)  # reason -> requests, since the start
+    missed_models: dict[str, int] = field(default_factory=dict)  # model asked for and not offered -> requests
     intake: IntakeLine = field(default_factory=IntakeLine)
     outbox_pending: int = 0
     dead_letters: int = 0

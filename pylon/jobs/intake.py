@@ -15,6 +15,8 @@ from typing import Final
 import structlog
 
 from pylon.jobs import facts
+from pylon.jobs.access import Access, check_access
+from pylon.jobs.allowance import Allowance
 from pylon.jobs.catalogue import Catalogue, Offer, promised_context
 from pylon.jobs.credit import Credit
 from pylon.jobs.engine import Engine
@@ -27,9 +29,11 @@ from pylon.jobs.policy import (
     RateLimiter,
     SeenIds,
     TokenBucket,
+    TopCounts,
     addressed_to,
     check_load,
     check_prompt,
+    check_prompt_tokens,
     check_times,
     job_deadline,
 )
@@ -52,6 +56,7 @@ from pylon.nostr.nip90 import (
 from pylon.nostr.nip90_fit import max_output_text_bytes
 from pylon.nostr.nip90_replies import error_draft
 from pylon.store.records import Job
+from pylon.text import printable
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +71,7 @@ class IntakeConfig:
 
     mode: facts.Mode = facts.Mode.PREPAY
     policy: IntakePolicy = field(default_factory=IntakePolicy)
+    access: Access = field(default_factory=Access)
     job_timeout_s: int = 3_600
     max_pending: int = 256
     min_work_s: int = 30
@@ -109,6 +115,7 @@ class Intake:
         clock: Clock,
         payable: Callable[[], str | None] = lambda: None,
         credit: Credit | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self._engine = engine
         self._runner = runner
@@ -120,13 +127,17 @@ class Intake:
         self._clock = clock
         self._payable = payable
         self._credit = credit
+        self._allowance = allowance
         self._started_at = int(clock())
         self._fitting_tokens = max_output_text_bytes(config.limit_bytes) // OUTPUT_BYTES_PER_TOKEN
         self._seen = SeenIds()
         self._customers = RateLimiter(config.policy.requests_per_customer_per_minute)
+        self._everybody = TokenBucket(config.policy.requests_per_minute)
         self._replies = TokenBucket(config.policy.replies_per_minute)
         self._pending = 0
+        self.access = config.access
         self.counters = Counters()
+        self.missed_models = TopCounts()
         self.accepted = 0
         self.stopped: str | None = None
 
@@ -189,6 +200,9 @@ class Intake:
         if address is Address.OTHER:
             self.counters.add(Drop.OTHER_PROVIDER)
             return
+        if address is Address.BROADCAST and self.access.targeted_only:
+            self.counters.add(Drop.NOT_TARGETED)
+            return
         try:
             order = self._check(event, now)
         except BadRequest as error:
@@ -205,22 +219,29 @@ class Intake:
         if self.paused is not None:
             raise _Refused(Denial(ErrorPrefix.PAUSED, f"no jobs are taken now: {self.paused}"))
         asked = parse_job(request)
-        if not self._customers.take(event.pubkey, now):
-            limit = policy.requests_per_customer_per_minute
-            raise _Refused(Denial(ErrorPrefix.RATE_LIMITED, f"at most {limit} requests a minute: wait"))
+        _refuse_if(check_access(event, self.access))
+        self._check_rate(event.pubkey, now)
         offer = self._find_offer(asked, request.kind)
         load = self._engine.open_jobs.load(offer.name, event.pubkey)
         _refuse_if(check_load(load, policy, prepaid=self._config.mode is not facts.Mode.FREE))
         _refuse_if(check_prompt(asked.texts, policy))
         input_tokens = input_token_bound(asked.texts)
+        _refuse_if(check_prompt_tokens(input_tokens, policy))
         max_tokens = self._max_tokens(asked, offer, input_tokens)
-        quoted = self._quote(offer, input_tokens, max_tokens)
+        quoted = self._quote(request.customer, offer, input_tokens, max_tokens, now)
         if (denial := check_bid(quoted, request.bid_msats)) is not None:
             raise _Refused(denial, quoted.amount_msats)
         if quoted.amount_msats:
             self._check_owing(request)
             self._check_payable(request, now)
         return _Order(request, asked, offer, max_tokens, quoted)
+
+    def _check_rate(self, customer: str, now: float) -> None:
+        limit = self._config.policy.requests_per_customer_per_minute
+        if not self._customers.take(customer, now):
+            raise _Refused(Denial(ErrorPrefix.RATE_LIMITED, f"at most {limit} requests a minute: wait"))
+        if not self._everybody.take(now):
+            raise _Refused(Denial(ErrorPrefix.RATE_LIMITED, "too many requests by everybody together: wait"))
 
     def _check_owing(self, request: JobRequest) -> None:
         owing = None if self._credit is None else self._credit.owing(request.customer)
@@ -237,6 +258,7 @@ class Intake:
     def _find_offer(self, asked: TextGeneration, kind: int) -> Offer:
         offer = self._catalogue.find(asked.model, kind)
         if offer is None:
+            self.missed_models.add(printable(asked.model or "", limit=64))
             raise _Refused(Denial(ErrorPrefix.UNSUPPORTED_MODEL, "the model asked for is not offered here"))
         if not self._runner.can_serve(offer.name):
             raise _Refused(Denial(ErrorPrefix.BACKEND_UNAVAILABLE, self._unable(offer)))
@@ -273,11 +295,18 @@ class Intake:
             offer, {route.backend: self._backends(route.backend).state() for route in offer.routes}
         )
 
-    def _quote(self, offer: Offer, input_tokens: int, max_tokens: int) -> Quote:
+    def _quote(self, customer: str, offer: Offer, input_tokens: int, max_tokens: int, now: float) -> Quote:
+        """Return what a job costs; nothing where work is given away, within what is given away in a day."""
         quoted = quote(offer.price, input_tokens, max_tokens)
-        if self._config.mode is facts.Mode.FREE:
-            return Quote(quoted.price, quoted.input_tokens, quoted.output_tokens, 0)
-        return quoted
+        is_free = self._config.mode is facts.Mode.FREE
+        if self._allowance is not None:
+            covered = self._allowance.covers(customer, max_tokens, now)
+            if is_free and not covered:
+                raise _Refused(
+                    Denial(ErrorPrefix.FREE_LIMIT, "what is given away in a day is used up: come tomorrow")
+                )
+            is_free = covered
+        return Quote(quoted.price, quoted.input_tokens, quoted.output_tokens, 0) if is_free else quoted
 
     # --- outcomes ---------------------------------------------------------------------------------------------
 
@@ -285,7 +314,8 @@ class Intake:
         request, offer = order.request, order.offer
         mode = self._mode(order, now)
         deadline_at = job_deadline(int(now), self._config.job_timeout_s, request.expires_at)
-        backend = self._runner.try_take(offer.name) if mode is not facts.Mode.PREPAY else None
+        may_start = mode is not facts.Mode.PREPAY
+        backend = self._runner.try_take(offer.name, request.customer) if may_start else None
         job = Job(
             id=request.id,
             customer=request.customer,
@@ -303,24 +333,28 @@ class Intake:
         if credit is not None:
             job = job.evolve(postpaid=True)
             credit.give(job)
+        allowance = self._allowance if mode is facts.Mode.FREE else None
+        given = allowance is not None and allowance.give(job)
+
+        def undo() -> None:
+            if credit is not None:
+                credit.take_back(job)
+            if allowance is not None and given:
+                allowance.take_back(job.id)
+            if backend is not None:
+                self._runner.give_back(offer.name, backend, job.customer)
 
         def done(moved: Moved | None) -> None:
             self._pending -= 1
             if moved is None:
                 self.counters.add(Drop.DUPLICATE)
-                if credit is not None:
-                    credit.take_back(job)
-                if backend is not None:
-                    self._runner.give_back(offer.name, backend)
+                undo()
             else:
                 self.accepted += 1
 
         def failed(error: BaseException) -> None:
             self._pending -= 1
-            if credit is not None:
-                credit.take_back(job)
-            if backend is not None:
-                self._runner.give_back(offer.name, backend)
+            undo()
             log.error("job not stored", job=job.id, error=f"{type(error).__name__}: {error}")
             denial = Denial(ErrorPrefix.INTERNAL, "the job could not be stored: ask again later")
             self._refuse(request.event, addressed_to(request.event, self._key.public_hex), denial, None, now)

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from pylon.nostr.event import Event
+from pylon.nostr.messages import Filter
 
 Clock = Callable[[], float]
 """Returns unix seconds; passed in wherever logic depends on time."""
@@ -364,6 +365,14 @@ class Payees(Protocol):
         ...
 
 
+class Profiles(Protocol):
+    """What customers say of themselves (kind 0), as our own relays have it."""
+
+    async def lightning_address(self, pubkey: str) -> str | None:
+        """Return the lightning address in a key's newest kind 0, well-formed; None when there is none (in time)."""
+        ...
+
+
 # --- relays ---------------------------------------------------------------------------------------------------
 
 
@@ -399,4 +408,40 @@ class DeliverySink(Protocol):
 
     def gave_up(self, event_id: str, why: str) -> None:
         """Hear that no relay confirmed before the deadline, or every relay refused it for good."""
+        ...
+
+
+class LineDown(Exception):
+    """An event certainly reached no relay of the line; the message is one sentence fit for the operator."""
+
+
+class RelayLine(Protocol):
+    """Relays that a wallet is spoken with over, under a key of that conversation's own. One object, one run."""
+
+    def running(
+        self, filters: Callable[[int], Sequence[Filter]], sink: EventSink
+    ) -> AbstractAsyncContextManager[None]:
+        """Stay connected to every relay and hand what `filters` ask for to `sink`, unverified, from each of them.
+
+        `filters` is called with the `since` (unix seconds) to ask from, at every connection.
+        """
+        ...
+
+    def fault(self) -> str:
+        """Return why no relay can be used now, in one sentence; "" while one can."""
+        ...
+
+    async def ready(self, within_s: float) -> None:
+        """Wait until a relay is connected and has sent what it stores. Raises `LineDown`, early when hopeless."""
+        ...
+
+    async def publish(self, event: Event) -> bool:
+        """Send to every relay that is ready; True when one confirmed, False when none did but one may have it.
+
+        Raises `LineDown` when none was sent to, or every one refused.
+        """
+        ...
+
+    async def broken(self) -> None:
+        """Wait until no relay can be used."""
         ...

@@ -30,12 +30,18 @@ SHORT_VARIABLES: Final = MappingProxyType(
         "PYLON_NSEC": "PYLON_IDENTITY__NSEC",
         "PYLON_MNEMONIC": "PYLON_IDENTITY__MNEMONIC",
         "PYLON_WALLET_TOKEN": "PYLON_WALLET__TOKEN",
+        "PYLON_WALLET_URI": "PYLON_WALLET__URI",
     }
 )
 """Short names for the secrets, and what they stand for."""
 
 CREDENTIALS: Final = MappingProxyType(
-    {"nsec": "identity.nsec", "mnemonic": "identity.mnemonic", "wallet_token": "wallet.token"}
+    {
+        "nsec": "identity.nsec",
+        "mnemonic": "identity.mnemonic",
+        "wallet_token": "wallet.token",
+        "wallet_uri": "wallet.uri",
+    }
 )
 """Files looked for in systemd's `$CREDENTIALS_DIRECTORY`, and the keys that they set."""
 

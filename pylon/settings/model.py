@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from pylon.logs import LogFormat, LogLevel
 from pylon.settings.announce import AnnounceSettings
+from pylon.settings.intake import IntakeSettings
 from pylon.settings.offers import BackendSettings, ModelSettings
 from pylon.settings.values import (
     KeyFault,
@@ -23,11 +24,13 @@ from pylon.settings.values import (
     Secret,
     Section,
     Tables,
+    WalletConnection,
     WebUrl,
     Whole,
 )
 
 _MAX_CREDIT_MSATS = 10**11  # a bitcoin
+_MAX_FREE_TOKENS = 10**12
 
 
 class PaymentMode(StrEnum):
@@ -42,7 +45,9 @@ class WalletKind(StrEnum):
     """The wallets that Pylon can talk to."""
 
     NONE = "none"
+    PHOENIXD = "phoenixd"
     FAKE = "fake"
+    NWC = "nwc"
 
 
 class Network(StrEnum):
@@ -208,8 +213,30 @@ class PaymentSettings(Section):
         description="The most credit of all customers together within 24 hours, in msats.",
     )
 
+    free_output_tokens_per_customer: Whole = Field(
+        default=0,
+        ge=0,
+        le=_MAX_FREE_TOKENS,
+        description=(
+            "Output tokens that each customer gets for nothing within 24 hours; 0 for none. With free they are"
+            " a limit, and 0 is none."
+        ),
+    )
+    free_output_tokens: Whole = Field(
+        default=0,
+        ge=0,
+        le=_MAX_FREE_TOKENS,
+        description="What all customers together get for nothing within 24 hours; with free, 0 is no limit.",
+    )
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
+        gift = self.mode is not PaymentMode.FREE and self.free_output_tokens_per_customer
+        if gift and not self.free_output_tokens:
+            # Keys are free to make: who has a thousand would have a thousand gifts.
+            raise KeyFault(
+                "free_output_tokens", "missing: what all customers together get for nothing needs a limit"
+            )
         if self.lookup_min_s > self.lookup_max_s:
             raise KeyFault("lookup_min_s", f"{self.lookup_min_s:g} is more than lookup_max_s")
         for key in ("credit_max_msats", "credit_daily_msats"):
@@ -222,7 +249,11 @@ class WalletSettings(Section):
     """The Lightning wallet that is paid."""
 
     kind: WalletKind = Field(
-        default=WalletKind.NONE, description="none, or fake: play money, for trials and tests."
+        default=WalletKind.NONE,
+        description=(
+            "none; nwc: what speaks Nostr Wallet Connect; phoenixd, by its HTTP API; or fake: play money, for"
+            " trials and tests."
+        ),
     )
     url: WebUrl | None = Field(
         default=None,
@@ -232,6 +263,10 @@ class WalletSettings(Section):
     token: Secret = Field(
         default=None,
         description="Its access token. Better: PYLON_WALLET_TOKEN, or a systemd credential named wallet_token.",
+    )
+    uri: WalletConnection = Field(
+        default=None,
+        description="The nostr+walletconnect:// URI, for nwc. Better: PYLON_WALLET_URI, or wallet_uri likewise.",
     )
     timeout_s: Number = Field(
         default=15.0, ge=0.1, le=120, description="How long the wallet may take to answer a call."
@@ -246,7 +281,12 @@ class WalletSettings(Section):
         return self
 
 
-_WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {WalletKind.NONE: (), WalletKind.FAKE: ("url",)}
+_WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {
+    WalletKind.NONE: (),
+    WalletKind.NWC: (),  # its uri is a secret
+    WalletKind.PHOENIXD: ("url",),
+    WalletKind.FAKE: ("url",),
+}
 """The keys, apart from secrets, without which a kind of wallet cannot be used."""
 
 
@@ -288,24 +328,6 @@ class JobsSettings(Section):
     )
     success_feedback: bool = Field(
         default=True, description="Send a success feedback after the result of a paid job."
-    )
-
-
-class IntakeSettings(Section):
-    """What is taken from relays."""
-
-    max_age_s: Whole = Field(default=900, ge=10, le=86_400, description="Requests older than this are left alone.")
-    max_future_s: Whole = Field(
-        default=600, ge=0, le=86_400, description="Requests dated further ahead are left alone."
-    )
-    replies_per_minute: Whole = Field(
-        default=120, ge=0, le=100_000, description="Error replies sent, to all customers."
-    )
-    requests_per_customer_per_minute: Whole = Field(
-        default=60, ge=1, le=1_000_000, description="Requests taken from one customer."
-    )
-    max_prompt_bytes: Whole = Field(
-        default=32_768, ge=1, le=1_048_576, description="The longest prompt that is taken."
     )
 
 

@@ -140,6 +140,14 @@ def _shown_name(value: str) -> str:
     return value
 
 
+def _wallet_connection(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        from pylon.nostr.nip47 import parse_wallet_uri
+
+        parse_wallet_uri(value.get_secret_value())
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_not_bool)]
 """An integer."""
 
@@ -176,6 +184,9 @@ FilePath = Annotated[Path, AfterValidator(_file_path)]
 
 Secret = Annotated[SecretStr | None, BeforeValidator(_unset_if_blank)]
 """A secret, shown nowhere; blank text counts as not set."""
+
+WalletConnection = Annotated[SecretStr | None, BeforeValidator(_unset_if_blank), AfterValidator(_wallet_connection)]
+"""A NIP-47 connection URI: a secret, shown nowhere."""
 
 Tables: Any = BeforeValidator(_json_listed)
 """Marks an array of tables, which the environment gives as JSON."""

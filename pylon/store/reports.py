@@ -18,8 +18,28 @@ from sqlalchemy.pool import NullPool
 
 from pylon.store import schema
 from pylon.store.errors import StoreUnavailable
-from pylon.store.records import CURSOR_MARK, Attempt, InvoiceRow, Job, JournalEntry, Money, Work
-from pylon.store.rows import ATTEMPT_COLUMNS, INVOICE_COLUMNS, JOB_COLUMNS, attempt_of, invoice_of, job_of
+from pylon.store.records import (
+    CURSOR_MARK,
+    Attempt,
+    InvoiceRow,
+    Job,
+    JournalEntry,
+    Money,
+    Refund,
+    Settlement,
+    Work,
+)
+from pylon.store.refunds import REFUND_COLUMNS, refund_of
+from pylon.store.rows import (
+    ATTEMPT_COLUMNS,
+    INVOICE_COLUMNS,
+    JOB_COLUMNS,
+    SETTLEMENT_COLUMNS,
+    attempt_of,
+    invoice_of,
+    job_of,
+    settlement_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +64,8 @@ class Takings:
     money: Money
     price_msats: int
     received_msats: int
-    earned_msats: int
+    earned_msats: int  # tips included
+    deposit_msats: int
 
 
 class Reports:
@@ -130,7 +151,8 @@ class Reports:
                 jobs.c.money,
                 jobs.c.price_msats,
                 money.c.amount_msats,
-                money.c.earned_msats,
+                money.c.earned_msats + money.c.tip_msats,
+                money.c.deposit_msats,
             )
             .join(jobs, jobs.c.number == money.c.job)
             .order_by(literal_column("settlements.rowid"))
@@ -142,6 +164,32 @@ class Reports:
                 Takings(row[0], row[1], row[2], Work(row[3]), Money(row[4]), *row[5:])
                 for row in connection.execute(query)
             ]
+
+    def ledger(self) -> tuple[list[InvoiceRow], list[Settlement], list[Refund]]:
+        """Return every invoice, settlement and refund, of one moment, each in the order of its coming."""
+        invoices, money, back, jobs = schema.invoices, schema.settlements, schema.refunds, schema.jobs
+        made = (
+            select(jobs.c.id, *_columns(invoices, INVOICE_COLUMNS))
+            .join(jobs, jobs.c.number == invoices.c.job)
+            .order_by(literal_column("invoices.rowid"))
+        )
+        booked = (
+            select(jobs.c.id, *_columns(money, SETTLEMENT_COLUMNS))
+            .join(jobs, jobs.c.number == money.c.job)
+            .order_by(literal_column("settlements.rowid"))
+        )
+        given_back = (
+            select(jobs.c.id, *_columns(back, REFUND_COLUMNS))
+            .join(jobs, jobs.c.number == back.c.job)
+            .order_by(literal_column("refunds.rowid"))
+        )
+        with self._connect() as connection:
+            connection.exec_driver_sql("BEGIN")  # pysqlite begins no transaction for a read
+            return (
+                [invoice_of(row[0], row[1:]) for row in connection.execute(made)],
+                [settlement_of(row[0], row[1:]) for row in connection.execute(booked)],
+                [refund_of(row[0], row[1:]) for row in connection.execute(given_back)],
+            )
 
     def last_active_at(self) -> int | None:
         """Return when (unix seconds) the daemon last did or read anything, None if never."""

@@ -173,14 +173,14 @@ async def test_a_bill_paid_short_is_earned_as_far_as_it_goes(tmp_path: Path) -> 
         await ends_paid(house, request, USED_MSATS - 1)
 
 
-async def test_what_is_paid_too_much_is_owed(tmp_path: Path) -> None:
+async def test_what_is_paid_too_much_is_kept(tmp_path: Path) -> None:
     world = on_credit(tmp_path)
     async with open_house(world) as house:
         request = house.ask()
         await pay(house, await billed(house, request), USED_MSATS + 5)
         await house.reaches(request.id, Work.DELIVERED, Money.SETTLED)
         books = house.engine.books
-        assert (books.earned_msats, books.refund_due_msats) == (USED_MSATS, 5)
+        assert (books.earned_msats, books.deposits_msats) == (USED_MSATS, 5)
         await house.check_books()
 
 

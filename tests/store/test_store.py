@@ -187,10 +187,17 @@ async def test_money_is_booked_once_and_earned_once(tmp_path: Path) -> None:
         money = Settlement("aa", paid.id, 3000, 0, 120)
         assert await store.write(lambda tx: tx.book(money))
         assert not await store.write(lambda tx: tx.book(money))
-        assert await store.write(lambda tx: tx.books()) == Books(3000, 0, 2000, 1000)
-        assert await store.write(lambda tx: tx.earn(paid.id, 2000)) == 2000
-        assert await store.write(lambda tx: tx.earn(paid.id, 2000)) == 0
-        assert await store.write(lambda tx: tx.books()) == Books(3000, 2000, 1000, 0)
+        assert await store.write(lambda tx: tx.books()) == Books(3000, 0, 3000, 0)
+        delivered = paid.evolve(work=Work.DELIVERED)
+
+        def deliver(tx: Tx) -> None:
+            tx.save_job(paid, delivered)
+            tx.earn(delivered)
+
+        for _ in range(2):
+            await store.write(deliver)
+        assert await store.write(lambda tx: tx.books()) == Books(3000, 2000, 0, 0, deposits_msats=1000)
+        assert await store.write(lambda tx: tx.deposit_of(paid.customer)) == 1000
 
 
 async def test_at_most_one_live_invoice(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ STATUS = DaemonStatus(
     jobs_by_state={"delivered/settled": 7, "running/settled": 1},
     books=BooksLine(21_500, 20_000, 1_500, 1_000, 500),
     refused={"bid-too-low": 3, NASTY: 1},
+    missed_models={"gpt-4o": 2},
     intake=IntakeLine(11),
     store=StoreLine(True, "", 1_234_567),
     outbox_pending=2,

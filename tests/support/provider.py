@@ -232,6 +232,14 @@ class Provider:
         lines = [line for line in self.log().splitlines() if line.startswith("{")]
         return [line for line in lines if orjson.loads(line).get("level") == level]
 
+    async def logged(self, words: str, limit_s: float = END_LIMIT_S) -> None:
+        """Wait until some words are in its log."""
+        with anyio.move_on_after(limit_s):
+            while words not in self.log():  # noqa: ASYNC110 - a file tells nobody that it grew
+                await anyio.sleep(POLL_S)
+            return
+        raise self.failure(f"has not logged '{words}' within {limit_s:g} s")
+
     def failure(self, what: str) -> ProviderFailed:
         """Return the error that says what happened, with the end of the log."""
         tail = "\n".join(self.log().splitlines()[-30:]) if self.log_path.exists() else ""
