@@ -72,6 +72,7 @@ def check_startable(settings: Settings) -> None:
 def secrets_of(settings: Settings, key: SecretKey) -> list[str]:
     """Return every secret in use, for the log's redactor."""
     given = [settings.identity.nsec, settings.identity.mnemonic, settings.wallet.token, settings.wallet.uri]
+    given += [settings.wallet.pay_token]
     given += [each.api_key for each in settings.backends if isinstance(each, OpenAIBackendSettings)]
     keys = [key]
     if settings.wallet.uri is not None:
@@ -176,6 +177,12 @@ def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
 
             password = _wallet_secret(settings, "token")
             return PhoenixdWallet(PhoenixdConfig(wallet.url or "", password, wallet.timeout_s), clock)
+        case WalletKind.LNBITS:
+            from pylon.wallets.lnbits import LnbitsConfig, LnbitsWallet
+
+            token = _wallet_secret(settings, "token")
+            pay_token = None if wallet.pay_token is None else wallet.pay_token.get_secret_value()
+            return LnbitsWallet(LnbitsConfig(wallet.url or "", token, pay_token, wallet.timeout_s), clock)
         case WalletKind.FAKE:
             token, url = _wallet_secret(settings, "token"), wallet.url or ""
             return FakeWallet(FakeWalletConfig(token=token, url=url, timeout_s=wallet.timeout_s), clock)

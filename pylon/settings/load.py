@@ -31,6 +31,7 @@ SHORT_VARIABLES: Final = MappingProxyType(
         "PYLON_NSEC": "PYLON_IDENTITY__NSEC",
         "PYLON_MNEMONIC": "PYLON_IDENTITY__MNEMONIC",
         "PYLON_WALLET_TOKEN": "PYLON_WALLET__TOKEN",
+        "PYLON_WALLET_PAY_TOKEN": "PYLON_WALLET__PAY_TOKEN",
         "PYLON_WALLET_URI": "PYLON_WALLET__URI",
     }
 )
@@ -41,6 +42,7 @@ CREDENTIALS: Final = MappingProxyType(
         "nsec": "identity.nsec",
         "mnemonic": "identity.mnemonic",
         "wallet_token": "wallet.token",
+        "wallet_pay_token": "wallet.pay_token",
         "wallet_uri": "wallet.uri",
     }
 )

@@ -47,6 +47,7 @@ class WalletKind(StrEnum):
 
     NONE = "none"
     PHOENIXD = "phoenixd"
+    LNBITS = "lnbits"
     FAKE = "fake"
     NWC = "nwc"
 
@@ -258,8 +259,8 @@ class WalletSettings(Section):
     kind: WalletKind = Field(
         default=WalletKind.NONE,
         description=(
-            "none; nwc: what speaks Nostr Wallet Connect; phoenixd, by its HTTP API; or fake: play money, for"
-            " trials and tests."
+            "none; nwc: what speaks Nostr Wallet Connect; lnbits or phoenixd, by their HTTP API; or fake: play"
+            " money, for trials and tests."
         ),
     )
     url: WebUrl | None = Field(
@@ -270,6 +271,10 @@ class WalletSettings(Section):
     token: Secret = Field(
         default=None,
         description="Its access token. Better: PYLON_WALLET_TOKEN, or a systemd credential named wallet_token.",
+    )
+    pay_token: Secret = Field(
+        default=None,
+        description="The admin key, for lnbits that is to pay refunds. Better: PYLON_WALLET_PAY_TOKEN, likewise.",
     )
     uri: WalletConnection = Field(
         default=None,
@@ -292,6 +297,7 @@ _WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {
     WalletKind.NONE: (),
     WalletKind.NWC: (),  # its uri is a secret
     WalletKind.PHOENIXD: ("url",),
+    WalletKind.LNBITS: ("url",),
     WalletKind.FAKE: ("url",),
 }
 """The keys, apart from secrets, without which a kind of wallet cannot be used."""
