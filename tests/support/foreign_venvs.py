@@ -54,6 +54,11 @@ ALL = (NOSTR_RELAY, NOSTR_DVM, LNBITS)
 KNOWN = {each.name: each for each in ALL}
 
 
+def required() -> bool:
+    """Whether a tool that is missing fails a test instead of skipping it."""
+    return os.environ.get("PYLON_REQUIRE_LIVE") == "1"
+
+
 def cache_places() -> list[Path]:
     """Return the folders where what was installed may lie: the download cache, else the project's environment."""
     cache = Path(os.environ.get("PYLON_CACHE") or "~/.cache/pylon-tests").expanduser()

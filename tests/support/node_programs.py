@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import select
 import shutil
@@ -26,7 +25,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 
-from tests.support.foreign_venvs import cache_places, writable
+from tests.support.foreign_venvs import cache_places, required, writable
 
 SCRIPTS = Path(__file__).parents[1] / "live" / "node"
 OLDEST = (20, 19)  # what the packages ask for
@@ -46,11 +45,6 @@ def find_node() -> str | None:
     said = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout
     version = re.match(r"v(\d+)\.(\d+)\.", said)
     return node if version is not None and tuple(map(int, version.groups())) >= OLDEST else None
-
-
-def required() -> bool:
-    """Whether what is missing is a failure."""
-    return os.environ.get("PYLON_REQUIRE_LIVE") == "1"
 
 
 def folder_name() -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from tests.support.lnbits import Account, Lnbits
 from tests.support.node_programs import NodeProgram
 
-PURSE_SATS = 100_000
+PURSES_SATS = {"provider": 0, "customer": 100_000}
 
 
 class Make(StrEnum):
@@ -57,13 +57,13 @@ def nwc_service(
     provider: Account | None = None,
     customer: Account | None = None,
 ) -> Iterator[NwcService]:
-    """Run a service until the block ends. Where it fronts an LNbits, with wallets of its own unless they are given."""
+    """Run a service until the block ends; in front of an LNbits with wallets of its own, unless they are given."""
     orders: dict[str, Any] = {"relay": relay_url}
     for name, account in (("provider", provider), ("customer", customer)):
         orders[name] = {"wallet_secret": secrets.token_hex(32), "client_secret": secrets.token_hex(32)}
         if lnbits is not None:
             orders["base_url"] = lnbits.url
-            made = account or lnbits.account(name, sats=PURSE_SATS)
+            made = account or lnbits.account(name, sats=PURSES_SATS[name])
             orders[name] |= {"admin_key": made.admin_key, "invoice_key": made.invoice_key}
     program = NodeProgram(folder, f"nwc_{make}", orders)
     try:
