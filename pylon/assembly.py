@@ -27,6 +27,8 @@ from pylon.jobs.policy import IntakePolicy
 from pylon.jobs.ports import Backend, Clock, Wallet
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.refund_case import RefunderConfig
+from pylon.jobs.repayment import RepaymentConfig
 from pylon.jobs.salvage import Terms
 from pylon.net.urls import DialRefused
 from pylon.nostr.keys import SecretKey
@@ -37,6 +39,7 @@ from pylon.relays.state import PoolConfig
 from pylon.settings import (
     EchoBackendSettings,
     EmbeddedBackendSettings,
+    ModelSettings,
     OllamaBackendSettings,
     OpenAIBackendSettings,
     PaymentMode,
@@ -59,7 +62,7 @@ def check_startable(settings: Settings) -> None:
         )
     if settings.payment.mode is PaymentMode.FREE:
         return
-    out = "connect a wallet ([wallet] in pylon.toml), give the work away (--free), or try the market (pylon demo)"
+    out = "connect a wallet (pylon wallet connect), give the work away (--free), or try the market (pylon demo)"
     if settings.wallet.kind is WalletKind.NONE:
         raise SettingsError("payment.mode", f"work is to be paid and no wallet is connected: {out}")
     if settings.wallet.kind is WalletKind.FAKE and not all(_is_local(url) for url in settings.relays.urls):
@@ -69,6 +72,7 @@ def check_startable(settings: Settings) -> None:
 def secrets_of(settings: Settings, key: SecretKey) -> list[str]:
     """Return every secret in use, for the log's redactor."""
     given = [settings.identity.nsec, settings.identity.mnemonic, settings.wallet.token, settings.wallet.uri]
+    given += [settings.wallet.pay_token]
     given += [each.api_key for each in settings.backends if isinstance(each, OpenAIBackendSettings)]
     keys = [key]
     if settings.wallet.uri is not None:
@@ -85,7 +89,8 @@ def make_offers(settings: Settings) -> tuple[Offer, ...]:
             name=model.name,
             backend=model.backend,
             backend_model=model.name_at_backend,
-            price=Price(model.base_msats, model.input_msats_per_1k, model.output_msats_per_1k),
+            price=_price(settings, model, model.kinds[0]),
+            kind_prices={kind: _price(settings, model, kind) for kind in model.kinds},
             aliases=tuple(model.aliases),
             max_output_tokens=model.max_output_tokens,
             default_output_tokens=model.unasked_output_tokens,
@@ -96,6 +101,12 @@ def make_offers(settings: Settings) -> tuple[Offer, ...]:
         )
         for model in settings.models
     )
+
+
+def _price(settings: Settings, model: ModelSettings, kind: int) -> Price:
+    """Return what a model's jobs of a kind cost: no less than the operator takes for any job."""
+    told = model.price_of(kind)
+    return Price(**{**told, "min_msats": max(told["min_msats"], settings.payment.min_price_msats)})
 
 
 def make_backends(settings: Settings, paths: Paths) -> dict[str, Backend]:
@@ -166,6 +177,12 @@ def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
 
             password = _wallet_secret(settings, "token")
             return PhoenixdWallet(PhoenixdConfig(wallet.url or "", password, wallet.timeout_s), clock)
+        case WalletKind.LNBITS:
+            from pylon.wallets.lnbits import LnbitsConfig, LnbitsWallet
+
+            token = _wallet_secret(settings, "token")
+            pay_token = None if wallet.pay_token is None else wallet.pay_token.get_secret_value()
+            return LnbitsWallet(LnbitsConfig(wallet.url or "", token, pay_token, wallet.timeout_s), clock)
         case WalletKind.FAKE:
             token, url = _wallet_secret(settings, "token"), wallet.url or ""
             return FakeWallet(FakeWalletConfig(token=token, url=url, timeout_s=wallet.timeout_s), clock)
@@ -198,7 +215,7 @@ def _wallet_secret(settings: Settings, key: str) -> str:
     """Return a secret of the wallet. Raises `SettingsError` with the ways to give it."""
     secret: SecretStr | None = getattr(settings.wallet, key)
     if secret is None:
-        how = f"missing: set PYLON_WALLET_{key.upper()}, or a systemd credential named wallet_{key}"
+        how = f"missing: pylon wallet connect, PYLON_WALLET_{key.upper()}, or a systemd credential wallet_{key}"
         raise SettingsError(f"wallet.{key}", how)
     return secret.get_secret_value()
 
@@ -333,6 +350,18 @@ def make_cashier_config(settings: Settings) -> CashierConfig:
         invoice_grace_s=settings.payment.invoice_grace_s,
         lookup_min_s=settings.payment.lookup_min_s,
         lookup_max_s=settings.payment.lookup_max_s,
+    )
+
+
+def make_refunder_config(settings: Settings) -> RefunderConfig:
+    """Return what refunds need."""
+    limits = settings.refunds
+    return RefunderConfig(
+        network=settings.wallet.network.value,
+        auto=limits.auto,
+        max_msats_per_job=limits.max_msats_per_job,
+        max_msats_per_day=limits.max_msats_per_day,
+        repayment=RepaymentConfig(max_fee_msats=limits.max_fee_msats, grace_s=settings.payment.invoice_grace_s),
     )
 
 

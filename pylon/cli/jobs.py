@@ -48,7 +48,7 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first."""
     context: CliContext = ctx.obj
-    found = open_views(context.paths).jobs(JobsQuery(work, money, limit, after and _checked(after)))
+    found = open_views(context.paths).jobs(JobsQuery(work, money, limit, after and checked_id(after)))
     if json:
         say(dump_json(list(found), indent=2))
         return
@@ -73,7 +73,7 @@ def show_job(
 ) -> None:
     """Show one job: its states, invoices, runs and what happened to it."""
     context: CliContext = ctx.obj
-    detail = open_views(context.paths).job(_checked(job_id), show_input=show_input)
+    detail = open_views(context.paths).job(checked_id(job_id), show_input=show_input)
     if json:
         say(dump_json(detail, indent=2))
         return
@@ -92,7 +92,7 @@ def cancel_job(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
     """Cancel a job that has not ended. What its customer has paid for it becomes a refund due."""
     context: CliContext = ctx.obj
     try:
-        job = control_client(context.paths).cancel_job(_checked(job_id))
+        job = control_client(context.paths).cancel_job(checked_id(job_id))
     except DaemonNotRunning as error:
         require_free_home(context.paths)
         raise UserError(_CANNOT_CANCEL, NOT_RUNNING) from error
@@ -130,7 +130,8 @@ def refused_jobs(ctx: typer.Context, json: Json = False) -> None:
     say(screen.text())
 
 
-def _checked(job_id: str) -> str:
+def checked_id(job_id: str) -> str:
+    """Return a job's id, or its beginning, as the daemon takes it. Raises `UserError`."""
     text = job_id.strip().lower()
     if not (MIN_PREFIX <= len(text) <= 64 and _HEX.issuperset(text)):
         fail(f"'{job_id}' is no job's id: {MIN_PREFIX} to 64 hex digits, as in pylon jobs list", EXIT_USAGE)

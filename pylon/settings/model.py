@@ -16,6 +16,7 @@ from pylon.logs import LogFormat, LogLevel
 from pylon.settings.announce import AnnounceSettings
 from pylon.settings.intake import IntakeSettings
 from pylon.settings.offers import BackendSettings, ModelSettings
+from pylon.settings.refunds import RefundsSettings
 from pylon.settings.values import (
     KeyFault,
     Name,
@@ -46,6 +47,7 @@ class WalletKind(StrEnum):
 
     NONE = "none"
     PHOENIXD = "phoenixd"
+    LNBITS = "lnbits"
     FAKE = "fake"
     NWC = "nwc"
 
@@ -191,6 +193,12 @@ class PaymentSettings(Section):
         description="The first wait before the wallet is asked about an invoice; it grows.",
     )
     lookup_max_s: Number = Field(default=30.0, ge=0.05, le=3600, description="The longest such wait.")
+    min_price_msats: Whole = Field(
+        default=0,
+        ge=0,
+        le=_MAX_CREDIT_MSATS,
+        description="No job costs less than this, whatever its model's price; with mode free it says nothing.",
+    )
     credit_msats: Whole = Field(
         default=0,
         ge=0,
@@ -251,8 +259,8 @@ class WalletSettings(Section):
     kind: WalletKind = Field(
         default=WalletKind.NONE,
         description=(
-            "none; nwc: what speaks Nostr Wallet Connect; phoenixd, by its HTTP API; or fake: play money, for"
-            " trials and tests."
+            "none; nwc: what speaks Nostr Wallet Connect; lnbits or phoenixd, by their HTTP API; or fake: play"
+            " money, for trials and tests."
         ),
     )
     url: WebUrl | None = Field(
@@ -263,6 +271,10 @@ class WalletSettings(Section):
     token: Secret = Field(
         default=None,
         description="Its access token. Better: PYLON_WALLET_TOKEN, or a systemd credential named wallet_token.",
+    )
+    pay_token: Secret = Field(
+        default=None,
+        description="The admin key, for lnbits that is to pay refunds. Better: PYLON_WALLET_PAY_TOKEN, likewise.",
     )
     uri: WalletConnection = Field(
         default=None,
@@ -285,6 +297,7 @@ _WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {
     WalletKind.NONE: (),
     WalletKind.NWC: (),  # its uri is a secret
     WalletKind.PHOENIXD: ("url",),
+    WalletKind.LNBITS: ("url",),
     WalletKind.FAKE: ("url",),
 }
 """The keys, apart from secrets, without which a kind of wallet cannot be used."""
@@ -379,6 +392,7 @@ class Settings(BaseSettings):
     identity: IdentitySettings = IdentitySettings()
     payment: PaymentSettings = PaymentSettings()
     wallet: WalletSettings = WalletSettings()
+    refunds: RefundsSettings = RefundsSettings()
     jobs: JobsSettings = JobsSettings()
     intake: IntakeSettings = IntakeSettings()
     announce: AnnounceSettings = AnnounceSettings()
@@ -399,6 +413,10 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take what it is given: `load_settings` reads the sources itself, to keep each value's origin."""
         return (init_settings,)
+
+    @property
+    def _must_cost(self) -> bool:
+        return self.payment.mode is not PaymentMode.FREE and not self.payment.min_price_msats
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -426,8 +444,10 @@ class Settings(BaseSettings):
                 if backend in routes:
                     raise KeyFault(f"{place}.{key}", f"'{backend}' serves this model already")
                 routes.add(backend)
-            if self.payment.mode is not PaymentMode.FREE and not model.has_price:
-                raise KeyFault(f"{place}.base_msats", 'no price is set; set one, or payment.mode = "free"')
+            for kind in model.kinds:
+                if self._must_cost and not model.has_price(kind):
+                    where = f"{place}.prices.{kind}" if kind in model.prices else place
+                    raise KeyFault(f"{where}.base_msats", 'no price is set; set one, or payment.mode = "free"')
             for key, name in (("name", model.name), *(("aliases", alias) for alias in model.aliases)):
                 if name in taken:
                     raise KeyFault(f"{place}.{key}", f"'{name}' already names a model")
