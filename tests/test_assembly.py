@@ -445,6 +445,8 @@ READ_ELSEWHERE = {
     "payment.mode": ("pylon/daemon.py", "settings.payment.mode"),
     "identity.nsec": ("pylon/settings/identity_file.py", "given.nsec"),
     "identity.mnemonic": ("pylon/settings/identity_file.py", "given.mnemonic"),
+    "identity.passphrase": ("pylon/settings/passphrase.py", "identity.passphrase"),
+    "identity.passphrase_file": ("pylon/settings/passphrase.py", "identity.passphrase_file"),
     **{
         f"intake.{key}": ("pylon/access_files.py", f"intake.{key}")
         for key in ("allow_file", "allow_only", "deny_file", "targeted_only", "min_pow_bits")

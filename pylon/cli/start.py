@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,6 +37,7 @@ def command(
 
     It logs to stderr and stops gracefully on Ctrl-C, SIGTERM or `pylon stop`.
     """
+    from pylon.cli.passphrase import unlock
     from pylon.daemon import run_daemon
     from pylon.settings import load_settings
     from pylon.settings.identity_file import load_identity
@@ -49,4 +51,5 @@ def command(
         "log.format": log_format,
     }
     loaded = load_settings(config.expanduser() if config else None, overrides, os.environ)
+    loaded = replace(loaded, settings=unlock(loaded.settings, paths))
     return run_daemon(loaded, paths, load_identity(loaded.settings, paths), debug=context.debug)

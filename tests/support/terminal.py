@@ -1,0 +1,63 @@
+"""A command of `pylon` at a terminal of its own, for prompts that only a terminal gets."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LIMIT_S = 30.0
+
+
+class Terminal:
+    """What a person at the keyboard sees and types. `seen` is everything that was shown."""
+
+    def __init__(self, descriptor: int, process: subprocess.Popen[bytes]) -> None:
+        self._descriptor = descriptor
+        self._process = process
+        self.seen = b""
+
+    def until(self, wanted: str) -> None:
+        """Wait until something is shown, after what was waited for before."""
+        start, deadline = len(self.seen), time.monotonic() + LIMIT_S
+        while wanted.encode() not in self.seen[start:]:
+            ready, _, _ = select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{wanted!r} did not come; seen: {self.seen!r}"
+            self.seen += os.read(self._descriptor, 4096)
+
+    def type(self, line: str) -> None:
+        """Type a line."""
+        os.write(self._descriptor, line.encode() + b"\n")
+
+    def ended(self) -> int:
+        """Wait for the end and return the exit code."""
+        while True:
+            try:
+                piece = os.read(self._descriptor, 4096)
+            except OSError:  # Linux says that nobody has the other end any more
+                break
+            if not piece:
+                break
+            self.seen += piece
+        return self._process.wait(LIMIT_S)
+
+
+@contextmanager
+def at_terminal(*arguments: str) -> Iterator[Terminal]:
+    """Run `pylon` with these arguments at a terminal, with our environment."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pylon", *arguments], stdin=its, stdout=its, stderr=its, start_new_session=True
+    )
+    os.close(its)
+    try:
+        yield Terminal(ours, process)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
