@@ -162,6 +162,11 @@ def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
     match wallet.kind:
         case WalletKind.NONE:
             return None
+        case WalletKind.PHOENIXD:
+            from pylon.wallets.phoenixd import PhoenixdConfig, PhoenixdWallet
+
+            password = _wallet_secret(settings, "token")
+            return PhoenixdWallet(PhoenixdConfig(wallet.url or "", password, wallet.timeout_s), clock)
         case WalletKind.FAKE:
             token, url = _wallet_secret(settings, "token"), wallet.url or ""
             return FakeWallet(FakeWalletConfig(token=token, url=url, timeout_s=wallet.timeout_s), clock)

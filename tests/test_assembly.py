@@ -34,6 +34,7 @@ from pylon.settings.model import section_types
 from pylon.settings.offers import BACKEND_TYPES, ModelSettings
 from pylon.settings.values import Section
 from pylon.wallets.fake import FakeWallet, FakeWalletConfig
+from pylon.wallets.phoenixd import PhoenixdConfig, PhoenixdWallet
 from tests.support.stand_ins import FakeClock
 
 KEY = SecretKey(b"\x05" * 32)
@@ -116,6 +117,14 @@ def test_a_wallet_without_its_token_says_where_that_comes_from() -> None:
     wallet = {key: value for key, value in FAKE.items() if key != "token"}
     with pytest.raises(SettingsError, match="PYLON_WALLET_TOKEN"):
         assembly.make_wallet(settings(**SELLS, wallet=wallet), FakeClock())
+
+
+def test_a_phoenixd_is_made_from_its_settings() -> None:
+    wallet = {"kind": "phoenixd", "url": "http://127.0.0.1:9740", "token": "wallet-token-1", "timeout_s": 16.0}
+    made = assembly.make_wallet(settings(**SELLS, wallet=wallet), FakeClock())
+    assert isinstance(made, PhoenixdWallet)
+    assert made._config == PhoenixdConfig("http://127.0.0.1:9740", "wallet-token-1", 16.0)
+    assert "wallet-token" not in repr(made._config)
 
 
 # --- secrets --------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ class WalletKind(StrEnum):
     """The wallets that Pylon can talk to."""
 
     NONE = "none"
+    PHOENIXD = "phoenixd"
     FAKE = "fake"
     NWC = "nwc"
 
@@ -259,7 +260,10 @@ class WalletSettings(Section):
 
     kind: WalletKind = Field(
         default=WalletKind.NONE,
-        description="none; nwc: what speaks Nostr Wallet Connect; or fake: play money, for trials and tests.",
+        description=(
+            "none; nwc: what speaks Nostr Wallet Connect; phoenixd, by its HTTP API; or fake: play money, for"
+            " trials and tests."
+        ),
     )
     url: WebUrl | None = Field(
         default=None,
@@ -289,8 +293,9 @@ class WalletSettings(Section):
 
 _WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {
     WalletKind.NONE: (),
-    WalletKind.FAKE: ("url",),
     WalletKind.NWC: (),  # its uri is a secret
+    WalletKind.PHOENIXD: ("url",),
+    WalletKind.FAKE: ("url",),
 }
 """The keys, apart from secrets, without which a kind of wallet cannot be used."""
 

@@ -35,6 +35,10 @@ class Fields:
             raise BadAnswer(f"a {name} that is not a text of up to {most} characters")
         return value
 
+    def text_or_none(self, name: str, most: int = MAX_ID_CHARS) -> str | None:
+        """Return a text of up to `most` characters, None when null or missing."""
+        return None if self._value.get(name) is None else self.text(name, most)
+
     def digest(self, name: str) -> str:
         """Return 64 lower-case hex digits."""
         value = self._value.get(name)
@@ -56,6 +60,13 @@ class Fields:
     def number_or_none(self, name: str, most: int = MAX_MSATS) -> int | None:
         """Return a whole number from 0 to `most`, None when null or missing."""
         return None if self._value.get(name) is None else self.number(name, most)
+
+    def flag(self, name: str) -> bool:
+        """Return true or false."""
+        value = self._value.get(name)
+        if not isinstance(value, bool):
+            raise BadAnswer(f"a {name} that is neither true nor false")
+        return value
 
     def state(self, name: str) -> PaymentState:
         """Return a payment state."""

@@ -40,13 +40,23 @@ class TokenRefused(WalletRefused):
 class WalletHttp:
     """One wallet's HTTP API. `timeout_s` bounds a whole call; `label` names the wallet in error sentences.
 
-    With `uds` the API is behind a Unix socket and `url` only gives the host name.
+    With `uds` the API is behind a Unix socket and `url` only gives the host name. The token is sent as a bearer's
+    unless `authorization` says how else.
     """
 
-    def __init__(self, *, label: str, url: str, token: str, timeout_s: float, uds: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        label: str,
+        url: str,
+        token: str,
+        timeout_s: float,
+        uds: Path | None = None,
+        authorization: str = "",
+    ) -> None:
         self._label = label
         self._url = url
-        self._token = token
+        self._authorization = authorization or f"Bearer {token}"
         self._timeout_s = timeout_s
         self._uds = uds
         self._client: httpx.AsyncClient | None = None
@@ -61,7 +71,7 @@ class WalletHttp:
             uds=None if self._uds is None else str(self._uds),
         )
         # The environment's proxies would see the token. Compressed answers could not be bounded as they are read.
-        headers = {"Authorization": f"Bearer {self._token}", "Accept-Encoding": "identity"}
+        headers = {"Authorization": self._authorization, "Accept-Encoding": "identity"}
         async with httpx.AsyncClient(
             base_url=self._url, transport=transport, headers=headers, timeout=self._timeout(), trust_env=False
         ) as client:
@@ -81,15 +91,32 @@ class WalletHttp:
         body: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return the JSON object that the wallet answers. Raises `WalletError` in its three kinds."""
+        status, raw = await self.exchange(method, path, mutating=mutating, params=params, body=body)
+        return self._parse(status, raw, mutating=mutating)
+
+    async def exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        mutating: bool = False,
+        params: Mapping[str, str | int] | None = None,
+        body: Mapping[str, Any] | None = None,
+        form: Mapping[str, str] | None = None,
+    ) -> tuple[int, bytes]:
+        """Return the status and the body of an answer, whatever they are. Raises `WalletError` where none came.
+
+        `body` is sent as JSON, `form` as a form.
+        """
         try:
             with anyio.fail_after(self._timeout_s):
-                async with self._open().stream(method, path, params=params, json=body) as response:
+                async with self._open().stream(method, path, params=params, json=body, data=form) as response:
                     raw = await _read(response)
         except _UNSENT as error:
             raise WalletUnavailable(f"{self._label} cannot be reached: {_why(error)}") from error
         except (httpx.HTTPError, TimeoutError, _TooLong) as error:
             raise self.unclear(f"gave no answer: {_why(error)}", mutating=mutating) from error
-        return self._parse(response.status_code, raw, mutating=mutating)
+        return response.status_code, raw
 
     async def lines(self, path: str, *, silence_s: float) -> AsyncGenerator[bytes, None]:
         """Yield the lines of an endless answer; empty ones, which keep it alive, too.

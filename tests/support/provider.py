@@ -76,6 +76,7 @@ class Provider:
         *,
         key: SecretKey | None = None,
         wallet: WalletProcess | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.key = key or SecretKey.generate()
         self.pubkey = self.key.public_hex
@@ -92,6 +93,7 @@ class Provider:
         self._environ.pop("PYTHONDONTWRITEBYTECODE", None)
         if wallet is not None:
             self._environ["PYLON_WALLET_TOKEN"] = wallet.owner_token
+        self._environ |= environ or {}
         self._process: subprocess.Popen[bytes] | None = None
         self.paths.state_dir.mkdir(mode=0o700, parents=True)
         self.configure(settings)
@@ -267,11 +269,12 @@ async def provider(
     *,
     key: SecretKey | None = None,
     wallet: WalletProcess | None = None,
+    environ: Mapping[str, str] | None = None,
     arguments: Sequence[str] = (),
     started: bool = True,
 ) -> AsyncIterator[Provider]:
     """Have a provider until the block ends, by default started and ready for jobs."""
-    made = Provider(folder, settings, key=key, wallet=wallet)
+    made = Provider(folder, settings, key=key, wallet=wallet, environ=environ)
     try:
         if started:
             await made.start(*arguments)
