@@ -119,6 +119,7 @@ def _relays_in_use(paths: Paths) -> list[str]:
 def _desk(paths: Paths, config: Path | None, relays: list[str] | None = None, *, sells: bool = True) -> Desk:
     from pylon import assembly
     from pylon.announcing import Desk
+    from pylon.cli.passphrase import unlock
     from pylon.settings import SettingsError, load_settings
     from pylon.settings.identity_file import load_identity
 
@@ -126,7 +127,7 @@ def _desk(paths: Paths, config: Path | None, relays: list[str] | None = None, *,
     settings = loaded.settings
     if sells and not settings.models:
         raise SettingsError("models", "nothing is declared for sale, so there is nothing to announce: pylon init")
-    key = load_identity(settings, paths)
+    key = load_identity(unlock(settings, paths), paths)
     announce, pool = assembly.make_announce_config(settings), assembly.make_pool_config(settings)
     return Desk(announce, assembly.make_offers(settings), pool, key, paths)
 

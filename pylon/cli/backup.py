@@ -46,6 +46,7 @@ def backup(
     from pylon.backup.archive import DATABASE, KeyPlace
     from pylon.backup.take import refuse_existing, take_backup
     from pylon.settings import load_settings
+    from pylon.settings.identity_file import read_stored
 
     context: CliContext = ctx.obj
     path = file.expanduser()
@@ -60,6 +61,8 @@ def backup(
     say(f"identity  {manifest.npub}")
     if DATABASE not in taken.files:
         say("There are no books yet: this home has no database.")
+    if manifest.key is KeyPlace.FILE and read_stored(context.paths.identity_file).encrypted:
+        say("The identity in it stays encrypted: keep its own passphrase too.")
     if manifest.key is KeyPlace.ELSEWHERE:
         say("The secret key is NOT in the file: it comes from the environment or a credential. Keep your own copy.")
     _say_elsewhere(manifest)
@@ -82,6 +85,7 @@ def restore(
     from pylon.backup.archive import KeyPlace
     from pylon.backup.restore import refuse_to_overwrite, restore_backup
     from pylon.lock import AlreadyRunning, lock_holder
+    from pylon.settings.identity_file import read_stored
 
     context: CliContext = ctx.obj
     paths = context.paths
@@ -98,6 +102,8 @@ def restore(
         say(f"restored  {printable(path, limit=_PATH_CHARS)}")
     for path in done.kept:
         say(f"kept      {printable(path, limit=_PATH_CHARS)}")
+    if manifest.key is KeyPlace.FILE and read_stored(paths.identity_file).encrypted:
+        say("The identity is encrypted: its own passphrase opens it, not that of the backup.")
     if manifest.key is KeyPlace.ELSEWHERE:
         say("The secret key was not in the backup: set PYLON_NSEC, or its systemd credential, before you start.")
     _say_elsewhere(manifest)

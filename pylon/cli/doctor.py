@@ -34,17 +34,20 @@ def command(
     With --buy a second daemon with a throw-away key sells the first model on offer, free, to a throw-away customer:
     a minute at most, and the time an embedded model takes to load.
     """
+    import os
     import time
 
     from pylon.cli.loop import run_on_time
+    from pylon.cli.passphrase import with_typed_passphrase
     from pylon.doctor.examine import examine, worst
     from pylon.doctor.findings import Level
 
     context: CliContext = ctx.obj
     file = config.expanduser() if config else None
+    environ = with_typed_passphrase(os.environ, file, context.paths)
 
     async def run() -> tuple[Finding, ...]:
-        found = await examine(context.paths, clock=time.time, config=file)
+        found = await examine(context.paths, clock=time.time, config=file, environ=environ)
         if not buy:
             return found
         from pylon.demo.trial_purchase import buy_from_oneself

@@ -222,11 +222,12 @@ def _load(config: Path | None) -> LoadedSettings:
 
 def _key(loaded: LoadedSettings, context: CliContext) -> tuple[SecretKey, bool]:
     """Return the pylon's key, or a throwaway one where there is none yet, and which of the two it is."""
+    from pylon.cli.passphrase import unlock
     from pylon.nostr.keys import SecretKey
     from pylon.settings.identity_file import IdentityMissing, load_identity
 
     try:
-        return load_identity(loaded.settings, context.paths), True
+        return load_identity(unlock(loaded.settings, context.paths), context.paths), True
     except IdentityMissing:
         return SecretKey.generate(), False
 

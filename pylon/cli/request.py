@@ -240,10 +240,11 @@ def _resumption(settings: Settings, job_id: str, providers: Sequence[str], timeo
 
 
 def _key(settings: Settings, paths: Paths, *, own: bool) -> SecretKey:
+    from pylon.cli.passphrase import unlock
     from pylon.nostr.keys import SecretKey
     from pylon.settings.identity_file import load_identity
 
-    return load_identity(settings, paths) if own else SecretKey.generate()
+    return load_identity(unlock(settings, paths), paths) if own else SecretKey.generate()
 
 
 def _deal(settings: Settings, key: SecretKey, draft: Draft, timeout_s: float, max_fee_msats: int | None) -> Deal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import typer
@@ -34,6 +35,7 @@ def command(
 
     It logs to stderr and stops gracefully on Ctrl-C, SIGTERM or `pylon stop`.
     """
+    from pylon.cli.passphrase import unlock
     from pylon.daemon import run_daemon
     from pylon.settings import load_settings
     from pylon.settings.identity_file import load_identity
@@ -47,4 +49,5 @@ def command(
         "log.format": log_format,
     }
     loaded = load_settings(config.expanduser() if config else None, overrides, os.environ)
+    loaded = replace(loaded, settings=unlock(loaded.settings, paths))
     return run_daemon(loaded, paths, load_identity(loaded.settings, paths), debug=context.debug)
