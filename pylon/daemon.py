@@ -124,7 +124,7 @@ class Daemon:
         catalogue = Catalogue(offers)
         self._kinds = sorted(catalogue.kinds)
         backends = assembly.make_backends(settings, paths)
-        wallet = assembly.make_wallet(settings, clock)
+        wallet = assembly.make_wallet(settings, clock, key, paths)
         self._door = _Doorway()
         pool_config = assembly.make_pool_config(settings)
         self.pool = RelayPool(pool_config, key=key, sink=self._door, clock=clock, rng=rng)

@@ -429,6 +429,7 @@ READ_ELSEWHERE = {
     "payment.mode": ("pylon/daemon.py", "settings.payment.mode"),
     "identity.nsec": ("pylon/settings/identity_file.py", "given.nsec"),
     "identity.mnemonic": ("pylon/settings/identity_file.py", "given.mnemonic"),
+    "wallet.address": ("pylon/assembly.py", "parse_lightning_address(settings.wallet.address"),
     "wallet.uri": ("pylon/assembly.py", '_wallet_secret(settings, "uri")'),
     "daemon.stop_timeout_s": ("pylon/daemon.py", "daemon.stop_timeout_s"),
     "nexus.url": ("pylon/cli/nexus.py", "nexus.url"),

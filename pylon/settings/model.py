@@ -17,6 +17,7 @@ from pylon.settings.announce import AnnounceSettings
 from pylon.settings.offers import BackendSettings, ModelSettings
 from pylon.settings.values import (
     KeyFault,
+    LightningAddress,
     Name,
     Number,
     RelayUrls,
@@ -45,6 +46,7 @@ class WalletKind(StrEnum):
     NONE = "none"
     FAKE = "fake"
     NWC = "nwc"
+    LNURL = "lnurl"
 
 
 class Network(StrEnum):
@@ -225,7 +227,7 @@ class WalletSettings(Section):
 
     kind: WalletKind = Field(
         default=WalletKind.NONE,
-        description="none; nwc: what speaks Nostr Wallet Connect; or fake: play money, for trials and tests.",
+        description="none; nwc: what speaks Nostr Wallet Connect; lnurl: a lightning address; fake: play money.",
     )
     url: WebUrl | None = Field(
         default=None,
@@ -239,6 +241,11 @@ class WalletSettings(Section):
     uri: WalletConnection = Field(
         default=None,
         description="The nostr+walletconnect:// URI, for nwc. Better: PYLON_WALLET_URI, or wallet_uri likewise.",
+    )
+    address: LightningAddress | None = Field(
+        default=None,
+        description="The lightning address that is paid, for lnurl.",
+        json_schema_extra={"allowed": "name@host", "example": "you@example.com"},
     )
     timeout_s: Number = Field(
         default=15.0, ge=0.1, le=120, description="How long the wallet may take to answer a call."
@@ -257,6 +264,7 @@ _WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {
     WalletKind.NONE: (),
     WalletKind.FAKE: ("url",),
     WalletKind.NWC: (),  # its uri is a secret
+    WalletKind.LNURL: ("address",),
 }
 """The keys, apart from secrets, without which a kind of wallet cannot be used."""
 
