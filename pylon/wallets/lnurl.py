@@ -239,6 +239,7 @@ class LnurlWallet:
             raise kind(str(fault)) from fault
         self._offer = offer
         self._note("", OFFER_FRESH_S)
+        self._receipts.forget_expired(int(self._clock()) - LATE_S)
         return offer
 
     async def _make(self, offer: PayOffer, request: InvoiceRequest) -> Remembered:

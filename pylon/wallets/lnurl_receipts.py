@@ -40,6 +40,10 @@ class ZapReceipts:
         """Await no receipt any more."""
         self._awaited.pop(row.bolt11, None)
 
+    def forget_expired(self, before: int) -> None:
+        """Await no receipts any more for invoices that expired before this time."""
+        self._awaited = {bolt11: row for bolt11, row in self._awaited.items() if row.expires_at >= before}
+
     def filters(self, since: int) -> Sequence[Filter]:
         """Return what relays are asked for: receipts to our key since the oldest invoice that waits for one."""
         oldest = min((row.created_at for row in self._awaited.values()), default=since)

@@ -336,6 +336,20 @@ async def test_forged_receipts_settle_nothing(relay: RelayProcess, tmp_path: Pat
         assert await wallet.look_up(made.payment_hash) == made
 
 
+async def test_receipts_are_not_awaited_for_ever(tmp_path: Path) -> None:
+    clock = Shifted()
+    async with lnurl_host(zaps=True) as host, wallet_of(host.address, tmp_path, clock=clock) as wallet:
+        made = await wallet.create_invoice(request())
+        receipt = host.receipt(made.bolt11)
+        clock.by += 6 * 86_400
+        await wallet.check()
+        assert wallet._receipts.filters(int(clock()))[0]["since"] < made.created_at
+        clock.by += 2 * 86_400
+        await wallet.check()
+        assert wallet._receipts.offer(receipt, NOWHERE) == "not-awaited"
+        assert wallet._receipts.filters(int(clock()))[0]["since"] > made.expires_at
+
+
 async def test_without_a_relay_nothing_is_known_of_a_zap(tmp_path: Path) -> None:
     async with lnurl_host(zaps=True) as host, wallet_of(host.address, tmp_path) as wallet:
         made = await wallet.create_invoice(request())
