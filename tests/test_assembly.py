@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +16,8 @@ from pylon.backends.embedded import EmbeddedBackend
 from pylon.backends.ollama import OllamaBackend
 from pylon.backends.openai import OpenAIBackend
 from pylon.jobs import facts
+from pylon.jobs.access import Access
+from pylon.jobs.allowance import Allowance, AllowanceRules
 from pylon.jobs.announcement import AnnounceConfig
 from pylon.jobs.cashier import CashierConfig
 from pylon.jobs.catalogue import Offer
@@ -24,6 +26,7 @@ from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
 from pylon.jobs.ports import Backend, Wallet
 from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.refund_case import RefunderConfig
 from pylon.nostr.keys import SecretKey
 from pylon.paths import paths_under
 from pylon.relays.state import PoolConfig
@@ -32,6 +35,7 @@ from pylon.settings.model import section_types
 from pylon.settings.offers import BACKEND_TYPES, ModelSettings
 from pylon.settings.values import Section
 from pylon.wallets.fake import FakeWallet, FakeWalletConfig
+from pylon.wallets.phoenixd import PhoenixdConfig, PhoenixdWallet
 from tests.support.stand_ins import FakeClock
 
 KEY = SecretKey(b"\x05" * 32)
@@ -116,6 +120,14 @@ def test_a_wallet_without_its_token_says_where_that_comes_from() -> None:
         assembly.make_wallet(settings(**SELLS, wallet=wallet), FakeClock())
 
 
+def test_a_phoenixd_is_made_from_its_settings() -> None:
+    wallet = {"kind": "phoenixd", "url": "http://127.0.0.1:9740", "token": "wallet-token-1", "timeout_s": 16.0}
+    made = assembly.make_wallet(settings(**SELLS, wallet=wallet), FakeClock())
+    assert isinstance(made, PhoenixdWallet)
+    assert made._config == PhoenixdConfig("http://127.0.0.1:9740", "wallet-token-1", 16.0)
+    assert "wallet-token" not in repr(made._config)
+
+
 # --- secrets --------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +168,9 @@ class Made:
     intake: IntakeConfig
     runner: RunnerConfig
     cashier: CashierConfig
+    refunder: RefunderConfig
     credit: Credit | None
+    allowance: Allowance | None
     announce: AnnounceConfig
 
 
@@ -170,10 +184,12 @@ def make(given: Settings, folder: Path) -> Made:
         backends=assembly.make_backends(given, paths_under(folder)),
         pool=assembly.make_pool_config(given),
         recorder=assembly.make_recorder_config(given),
-        intake=assembly.make_intake_config(given, facts.Mode.PREPAY),
+        intake=assembly.make_intake_config(given, facts.Mode.PREPAY, Access()),
         runner=assembly.make_runner_config(given),
         cashier=assembly.make_cashier_config(given),
+        refunder=assembly.make_refunder_config(given),
         credit=assembly.make_credit(given),
+        allowance=assembly.make_allowance(given),
         announce=assembly.make_announce_config(given),
     )
 
@@ -213,6 +229,12 @@ EVERYTHING: dict[str, Any] = {
         "customer_relays_total": 17,
         "allow_private_hosts": True,
     },
+    "refunds": {
+        "auto": True,
+        "max_msats_per_job": 71_000,
+        "max_msats_per_day": 72_000,
+        "max_fee_msats": 73,
+    },
     "payment": {
         "invoice_expiry_s": 601,
         "invoice_grace_s": 61,
@@ -222,10 +244,13 @@ EVERYTHING: dict[str, Any] = {
         "lookup_min_s": 3.0,
         "lookup_max_s": 31.0,
         "mode": "postpay",
+        "min_price_msats": 4_000,
         "credit_msats": 1_001,
         "credit_history_percent": 11,
         "credit_max_msats": 1_000_002,
         "credit_daily_msats": 1_000_003,
+        "free_output_tokens_per_customer": 501,
+        "free_output_tokens": 50_001,
     },
     "wallet": {**FAKE, "timeout_s": 16.0, "network": "regtest"},
     "jobs": {
@@ -245,6 +270,10 @@ EVERYTHING: dict[str, Any] = {
         "replies_per_minute": 121,
         "requests_per_customer_per_minute": 61,
         "max_prompt_bytes": 32_769,
+        "max_prompt_tokens": 8_001,
+        "requests_per_minute": 60_001,
+        "open_jobs_per_customer": 7,
+        "running_per_customer": 3,
     },
     "backends": [
         {
@@ -294,6 +323,8 @@ EVERYTHING: dict[str, Any] = {
             "base_msats": 1,
             "input_msats_per_1k": 2,
             "output_msats_per_1k": 3,
+            "min_msats": 5_000,
+            "prices": {5001: {"base_msats": 6, "input_msats_per_1k": 7, "output_msats_per_1k": 8, "min_msats": 0}},
             "max_output_tokens": 1_025,
             "default_output_tokens": 513,
             "context_tokens": 4_098,
@@ -348,12 +379,20 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
         lambda made: made.recorder.invoice_expiry_s,
         lambda made: made.cashier.invoice_expiry_s,
     ),
-    "payment.invoice_grace_s": lambda made: made.cashier.invoice_grace_s,
+    "payment.invoice_grace_s": (
+        lambda made: made.cashier.invoice_grace_s,
+        lambda made: made.refunder.repayment.grace_s,
+    ),
+    "refunds.auto": lambda made: made.refunder.auto,
+    "refunds.max_msats_per_job": lambda made: made.refunder.max_msats_per_job,
+    "refunds.max_msats_per_day": lambda made: made.refunder.max_msats_per_day,
+    "refunds.max_fee_msats": lambda made: made.refunder.repayment.max_fee_msats,
     "payment.max_open_invoices": lambda made: made.intake.policy.max_open_invoices,
     "payment.max_open_invoices_per_customer": lambda made: made.intake.policy.max_open_invoices_per_customer,
     "payment.max_invoices_per_job": lambda made: made.recorder.rules.max_invoices,
     "payment.lookup_min_s": lambda made: made.cashier.lookup_min_s,
     "payment.lookup_max_s": lambda made: made.cashier.lookup_max_s,
+    "payment.min_price_msats": lambda made: made.offers[0].price_of(5001).min_msats,
     "payment.credit_msats": lambda made: credit_rules(made).credit_msats,
     "payment.credit_history_percent": lambda made: credit_rules(made).history_percent,
     "payment.credit_max_msats": lambda made: credit_rules(made).max_credit_msats,
@@ -362,7 +401,7 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "wallet.url": lambda made: wallet_config(made).url,
     "wallet.token": lambda made: wallet_config(made).token,
     "wallet.timeout_s": lambda made: wallet_config(made).timeout_s,
-    "wallet.network": lambda made: made.cashier.network,
+    "wallet.network": (lambda made: made.cashier.network, lambda made: made.refunder.network),
     "jobs.timeout_s": lambda made: made.intake.job_timeout_s,
     "jobs.max_attempts": lambda made: made.recorder.rules.max_attempts,
     "jobs.queue_size": lambda made: made.intake.policy.max_queued,
@@ -376,6 +415,12 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "intake.max_future_s": lambda made: made.intake.policy.max_future_s,
     "intake.replies_per_minute": lambda made: made.intake.policy.replies_per_minute,
     "intake.requests_per_customer_per_minute": (lambda made: made.intake.policy.requests_per_customer_per_minute),
+    "payment.free_output_tokens_per_customer": lambda made: allowance_rules(made).per_customer,
+    "payment.free_output_tokens": lambda made: allowance_rules(made).in_all,
+    "intake.max_prompt_tokens": lambda made: made.intake.policy.max_prompt_tokens,
+    "intake.requests_per_minute": lambda made: made.intake.policy.requests_per_minute,
+    "intake.open_jobs_per_customer": lambda made: made.intake.policy.max_queued_per_customer,
+    "intake.running_per_customer": lambda made: made.runner.running_per_customer,
     "intake.max_prompt_bytes": lambda made: made.intake.policy.max_prompt_bytes,
     "backends.0.name": lambda made: config_of(made.backends["o"]).name,
     "backends.0.kind": lambda made: "openai" if isinstance(made.backends["o"], OpenAIBackend) else None,
@@ -417,9 +462,12 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
         route.backend if route.backend_model == "m-at-o" else f"{route.backend}={route.backend_model}"
         for route in made.offers[0].also
     ],
-    "models.0.base_msats": lambda made: made.offers[0].price.base_msats,
-    "models.0.input_msats_per_1k": lambda made: made.offers[0].price.input_msats_per_1k,
-    "models.0.output_msats_per_1k": lambda made: made.offers[0].price.output_msats_per_1k,
+    "models.0.base_msats": lambda made: made.offers[0].price_of(5050).base_msats,
+    "models.0.input_msats_per_1k": lambda made: made.offers[0].price_of(5050).input_msats_per_1k,
+    "models.0.output_msats_per_1k": lambda made: made.offers[0].price_of(5050).output_msats_per_1k,
+    "models.0.min_msats": lambda made: made.offers[0].price_of(5050).min_msats,
+    # No minimum of its own for this kind: what holds is the least for any job.
+    "models.0.prices": lambda made: {5001: asdict(made.offers[0].price_of(5001)) | {"min_msats": 0}},
     "models.0.max_output_tokens": lambda made: made.offers[0].max_output_tokens,
     "models.0.default_output_tokens": lambda made: made.offers[0].default_output_tokens,
     "models.0.context_tokens": lambda made: made.offers[0].context_tokens,
@@ -430,6 +478,11 @@ READ_ELSEWHERE = {
     "identity.nsec": ("pylon/settings/identity_file.py", "given.nsec"),
     "identity.mnemonic": ("pylon/settings/identity_file.py", "given.mnemonic"),
     "wallet.address": ("pylon/assembly.py", "parse_lightning_address(settings.wallet.address"),
+    **{
+        f"intake.{key}": ("pylon/access_files.py", f"intake.{key}")
+        for key in ("allow_file", "allow_only", "deny_file", "targeted_only", "min_pow_bits")
+    },
+    "wallet.pay_token": ("pylon/assembly.py", "wallet.pay_token.get_secret_value()"),
     "wallet.uri": ("pylon/assembly.py", '_wallet_secret(settings, "uri")'),
     "daemon.stop_timeout_s": ("pylon/daemon.py", "daemon.stop_timeout_s"),
     "nexus.url": ("pylon/cli/nexus.py", "nexus.url"),
@@ -447,6 +500,11 @@ def wallet_config(made: Made) -> FakeWalletConfig:
 def credit_rules(made: Made) -> CreditRules:
     assert made.credit is not None
     return made.credit._rules
+
+
+def allowance_rules(made: Made) -> AllowanceRules:
+    assert made.allowance is not None
+    return made.allowance._rules
 
 
 def every_setting() -> Iterator[str]:
@@ -515,17 +573,39 @@ def test_what_is_announced_as_free_is_free(mode: str, free: bool) -> None:
 
 def test_the_mode_of_payment_is_intakes() -> None:
     for mode in facts.Mode:
-        assert assembly.make_intake_config(settings(**EVERYTHING), mode).mode is mode
+        assert assembly.make_intake_config(settings(**EVERYTHING), mode, Access()).mode is mode
 
 
 def test_a_customer_may_fill_the_queue_that_is_there() -> None:
-    policy = assembly.make_intake_config(settings(**EVERYTHING), facts.Mode.FREE).policy
+    given = {**EVERYTHING, "intake": {}}
+    policy = assembly.make_intake_config(settings(**given), facts.Mode.FREE, Access()).policy
     assert policy.max_queued_per_customer == policy.max_queued == 65
+
+
+@pytest.mark.parametrize(
+    ("mode", "per_customer", "in_all", "rules"),
+    [
+        ("free", 0, 0, None),
+        ("free", 5, 0, AllowanceRules(5, None)),
+        ("free", 0, 9, AllowanceRules(None, 9)),
+        ("prepay", 0, 9, None),
+        ("prepay", 5, 9, AllowanceRules(5, 9)),
+    ],
+)
+def test_what_is_given_away(mode: str, per_customer: int, in_all: int, rules: AllowanceRules | None) -> None:
+    payment = {"mode": mode, "free_output_tokens_per_customer": per_customer, "free_output_tokens": in_all}
+    allowance = assembly.make_allowance(settings(payment=payment))
+    assert (allowance and allowance._rules) == rules
+
+
+def test_a_gift_to_each_needs_a_limit_for_all() -> None:
+    with pytest.raises(ValueError, match="needs a limit"):
+        settings(payment={"mode": "prepay", "free_output_tokens_per_customer": 5})
 
 
 def test_what_an_invoice_leaves_for_work_is_what_intake_asks_for() -> None:
     given = settings(**EVERYTHING)
-    intake = assembly.make_intake_config(given, facts.Mode.PREPAY)
+    intake = assembly.make_intake_config(given, facts.Mode.PREPAY, Access())
     assert assembly.make_recorder_config(given).min_work_s == intake.min_work_s
     assert assembly.make_cashier_config(given).min_expiry_s <= intake.min_work_s
 

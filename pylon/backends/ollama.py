@@ -26,8 +26,8 @@ import anyio
 import httpx
 
 from pylon.backends import ollama_wire as wire
+from pylon.backends.faults import NoAnswer, connection_faults
 from pylon.backends.ollama_client import AsyncClient, ResponseError, make_client
-from pylon.backends.sse import BadStream
 from pylon.jobs.ports import (
     BackendError,
     BackendHealth,
@@ -247,7 +247,7 @@ class OllamaBackend:
                 async for chunk in chunks:
                     begun = True
                     yield chunk
-        except _NoAnswer as error:
+        except NoAnswer as error:
             if not begun:
                 self._say(BackendHealth.DOWN, str(error))
             raise
@@ -311,25 +311,17 @@ class OllamaBackend:
     def _faults(self, late: str, broken: str = "cannot be reached") -> Iterator[None]:
         """Turn every way in which a connection, an answer or the client can fail into a `BackendError`."""
         try:
-            yield
-        except (TimeoutError, httpx.TimeoutException) as error:
-            raise _NoAnswer(f"{self.name} at {self._root} {late}") from error
+            with connection_faults(self.name, self._root, late, broken):
+                try:
+                    yield
+                except (httpx.ConnectError, ConnectionError) as error:
+                    where = f"{self.name} at {self._root} cannot be reached; is Ollama running there?"
+                    raise NoAnswer(where) from error
         except ResponseError as error:
             raise wire.error_of(error.status_code, error.error, self.name) from error
-        except BadStream as error:
-            raise BackendUnavailable(f"{self.name} {printable(error)}") from error
-        except (httpx.ConnectError, ConnectionError) as error:
-            raise _NoAnswer(f"{self.name} at {self._root} cannot be reached; is Ollama running there?") from error
-        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-            said = printable(error) or type(error).__name__
-            raise _NoAnswer(f"{self.name} at {self._root} {broken}: {said}") from error
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             # The client takes any JSON for what it expects, and pydantic repeats what it does not like.
             raise BackendUnavailable(f"{self.name} answered something that is not Ollama's API") from None
-
-
-class _NoAnswer(BackendUnavailable):
-    """The connection failed or nothing came in time."""
 
 
 @asynccontextmanager

@@ -8,17 +8,17 @@ prompt, or a key, goes to the configured server and nowhere else.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.cookiejar import DefaultCookiePolicy
 from typing import Final
 
 import anyio
 import httpx
-from httpx_sse import SSEError
 
 from pylon.backends import openai_wire as wire
+from pylon.backends.faults import NoAnswer, connection_faults
 from pylon.backends.sse import BadStream, event_data, read_bounded
 from pylon.jobs.ports import (
     BackendError,
@@ -122,7 +122,7 @@ class OpenAIBackend:
         try:
             await self._require_model(request.model)
             response = await self._post(request.model, body, self._config.first_token_timeout_s)
-        except (_NoAnswer, _Loading) as error:
+        except (NoAnswer, _Loading) as error:
             self._note(error)
             raise
         patience_s = self._config.first_token_timeout_s - (anyio.current_time() - started_at)
@@ -253,22 +253,8 @@ class OpenAIBackend:
             raise BackendUnavailable(f"{self.name} is not running")
         return self._connections
 
-    @contextmanager
-    def _faults(self, late: str, broken: str = "cannot be reached") -> Iterator[None]:
-        """Turn every way in which a connection or an answer can fail into a `BackendUnavailable`."""
-        try:
-            yield
-        except (TimeoutError, httpx.TimeoutException) as error:
-            raise _NoAnswer(f"{self.name} at {self._root} {late}") from error
-        except (BadStream, SSEError) as error:
-            raise BackendUnavailable(f"{self.name} {printable(error)}") from error
-        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-            said = printable(error) or type(error).__name__
-            raise _NoAnswer(f"{self.name} at {self._root} {broken}: {said}") from error
-
-
-class _NoAnswer(BackendUnavailable):
-    """The connection failed or nothing came in time."""
+    def _faults(self, late: str, broken: str = "cannot be reached") -> AbstractContextManager[None]:
+        return connection_faults(self.name, self._root, late, broken)
 
 
 class _Loading(BackendUnavailable):

@@ -21,6 +21,7 @@ _BAD = frozenset({Work.FAILED, Work.UNDELIVERABLE, Money.UNPAID, Money.REFUND_DU
 _HEX = frozenset("0123456789abcdef")
 _SHORT_ID = 12
 _REQUEST_LIMIT = 2_000_000
+_CANNOT_TELL = "pylon is not running, and only a running daemon counts what it refuses: pylon start"
 _CANNOT_CANCEL = "pylon is not running, and only a running daemon can cancel a job: pylon start"
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -47,7 +48,7 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first."""
     context: CliContext = ctx.obj
-    found = open_views(context.paths).jobs(JobsQuery(work, money, limit, after and _checked(after)))
+    found = open_views(context.paths).jobs(JobsQuery(work, money, limit, after and checked_id(after)))
     if json:
         say(dump_json(list(found), indent=2))
         return
@@ -72,7 +73,7 @@ def show_job(
 ) -> None:
     """Show one job: its states, invoices, runs and what happened to it."""
     context: CliContext = ctx.obj
-    detail = open_views(context.paths).job(_checked(job_id), show_input=show_input)
+    detail = open_views(context.paths).job(checked_id(job_id), show_input=show_input)
     if json:
         say(dump_json(detail, indent=2))
         return
@@ -91,7 +92,7 @@ def cancel_job(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
     """Cancel a job that has not ended. What its customer has paid for it becomes a refund due."""
     context: CliContext = ctx.obj
     try:
-        job = control_client(context.paths).cancel_job(_checked(job_id))
+        job = control_client(context.paths).cancel_job(checked_id(job_id))
     except DaemonNotRunning as error:
         require_free_home(context.paths)
         raise UserError(_CANNOT_CANCEL, NOT_RUNNING) from error
@@ -101,7 +102,36 @@ def cancel_job(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
         say(f"{printable(job.id[:_SHORT_ID])}: work {printable(job.work)}, money {printable(job.money)}")
 
 
-def _checked(job_id: str) -> str:
+@app.command("refused", epilog="Example: pylon jobs refused")
+def refused_jobs(ctx: typer.Context, json: Json = False) -> None:
+    """Show the demand that was missed since the daemon started: refused or dropped requests, and why.
+
+    They are counters, not jobs: what is refused is never stored.
+    """
+    context: CliContext = ctx.obj
+    try:
+        status = control_client(context.paths).status()
+    except DaemonNotRunning as error:
+        require_free_home(context.paths)
+        raise UserError(_CANNOT_TELL, NOT_RUNNING) from error
+    if json:
+        say(dump_json({"refused": status.refused, "missed_models": status.missed_models}, indent=2))
+        return
+    screen = Screen()
+    screen.line(f"{status.intake.accepted} accepted, {sum(status.refused.values())} refused or dropped")
+    for title, counts in (
+        ("By reason", status.refused),
+        ("Models asked for and not offered", status.missed_models),
+    ):
+        if counts:
+            screen.heading(title)
+            ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+            screen.table([[cell(count), cell(name, limit=64)] for name, count in ordered], indent="  ")
+    say(screen.text())
+
+
+def checked_id(job_id: str) -> str:
+    """Return a job's id, or its beginning, as the daemon takes it. Raises `UserError`."""
     text = job_id.strip().lower()
     if not (MIN_PREFIX <= len(text) <= 64 and _HEX.issuperset(text)):
         fail(f"'{job_id}' is no job's id: {MIN_PREFIX} to 64 hex digits, as in pylon jobs list", EXIT_USAGE)

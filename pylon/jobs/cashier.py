@@ -159,7 +159,13 @@ class Cashier:
                     self._something_to_make = anyio.Event()
                 await self._something_to_make.wait()
             row, fresh = self._to_make.popleft()
-            await self._make(row, fresh=fresh)
+            try:
+                await self._make(row, fresh=fresh)
+            except Exception:  # noqa: BLE001 - it is logged
+                # A fault of ours with one invoice must not stop the others; it is tried again while it is wanted.
+                self._fault("an invoice could not be made", row)
+                await anyio.sleep(self._config.retry_max_s)
+                self._to_make.append((row, False))
 
     async def _make(self, row: InvoiceRow, *, fresh: bool) -> None:
         """Get the invoice for one intent, whatever it takes, while its job still wants it."""
@@ -252,11 +258,12 @@ class Cashier:
         try:
             async with limit:
                 answer = await self._wallet.look_up(row.payment_hash)
+            await self._weigh(watch, answer)
         except WalletError as error:
             # Nothing is known: the invoice stays as it is, however long the wallet is away.
             self.counters[type(error).__name__] += 1
-        else:
-            await self._weigh(watch, answer)
+        except Exception:  # noqa: BLE001 - it is logged
+            self._fault("an invoice could not be looked up", row)
         finally:
             watch.asking = False
         watch.pause_s = min(2 * watch.pause_s, self._config.lookup_max_s)
@@ -298,6 +305,8 @@ class Cashier:
                 except WalletError as error:
                     self.counters["push broken"] += 1
                     log.debug("the wallet's push broke", error=printable(error))
+                except Exception:  # noqa: BLE001 - it is logged
+                    self._fault("the wallet's push ended")
                 tasks.cancel_scope.cancel()
             await anyio.sleep(pause_s * (0.5 + self._rng.random()))
             pause_s = min(2 * pause_s, self._config.retry_max_s)
@@ -314,11 +323,18 @@ class Cashier:
                 break
             except WalletError as error:
                 self.counters[type(error).__name__] += 1
+            except Exception:  # noqa: BLE001 - it is logged
+                self._fault("the wallet's invoices could not be listed")
             await anyio.sleep(self._config.retry_max_s * (0.5 + self._rng.random()))
         for invoice in invoices:
             if invoice.state is PaymentState.SETTLED:
                 await self._settle(invoice.payment_hash, invoice.received_msats, invoice.settled_at)
         self._checked_until = now
+
+    def _fault(self, what: str, row: InvoiceRow | None = None) -> None:
+        """Log what no wallet should do to us; what was not done is still stored as such, and tried again."""
+        self.counters["fault"] += 1
+        log.exception(what, **({} if row is None else {"job": row.job_id}))
 
     async def _watch_health(self) -> None:
         while True:

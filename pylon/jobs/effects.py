@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from pylon.jobs.facts import Usage
 from pylon.jobs.ports import Invoice
+from pylon.nostr.event import Tags
 from pylon.nostr.nip90 import ErrorPrefix, FeedbackStatus
+from pylon.store.records import Refund, RefundState
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,22 @@ class BookMoney:
     payment_hash: str
     amount_msats: int
     settled_at: int
+    zap: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BookGift:
+    """Book a zap that pays for no work, once by payment hash: as the customer's deposit or as a tip."""
+
+    payment_hash: str
+    amount_msats: int
+    settled_at: int
+    to_deposit: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Earn:
-    """What was owed for the work is earned, up to the price."""
+    """What was owed for the work is earned, up to the price; what is beyond it becomes a deposit, or a tip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +118,56 @@ class DeliverBilled:
 
 
 @dataclass(frozen=True, slots=True)
+class PayRefund:
+    """Commit a refund's invoice, then have the wallet pay it."""
+
+    refund: Refund
+
+
+@dataclass(frozen=True, slots=True)
+class AskRefund:
+    """Ask the wallet what became of the refund under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndRefund:
+    """Record how a refund ended."""
+
+    own_id: str
+    state: RefundState
+    fee_msats: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DropPayee:
+    """Where the money was to go is of no use any more, unless something else was named since."""
+
+    destination: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOff:
+    """Record that what is due will not be paid back."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """Say `processing` once, live only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Publish a feedback durably. `prefix` is set for errors; `invoice` for payment-required."""
+    """Publish a feedback durably. `prefix` is set for errors, `invoice` for payment-required; `tags` are added."""
 
     status: FeedbackStatus
     prefix: ErrorPrefix | None = None
     sentence: str = ""
     invoice: Invoice | None = None
     eta_s: int = 0
+    tags: Tags = ()
 
 
 Effect = (
@@ -127,6 +177,7 @@ Effect = (
     | CloseInvoices
     | EndInvoice
     | BookMoney
+    | BookGift
     | Earn
     | Enqueue
     | BeginAttempt
@@ -135,6 +186,11 @@ Effect = (
     | DeliverResult
     | KeepOutput
     | DeliverBilled
+    | PayRefund
+    | AskRefund
+    | EndRefund
+    | DropPayee
+    | WriteOff
     | Announce
     | Say
 )

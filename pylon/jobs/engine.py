@@ -17,11 +17,12 @@ import anyio
 from pylon.jobs import effects as do
 from pylon.jobs import facts
 from pylon.jobs.credit import WINDOW_S, Credit
+from pylon.jobs.giving_back import GIVING_BACK, NO_BOOKS
 from pylon.jobs.lifecycle import begin
 from pylon.jobs.openjobs import OpenJobs
 from pylon.jobs.policy import MAX_CUSTOMERS
 from pylon.jobs.ports import Clock, Publisher
-from pylon.jobs.recorder import NO_BOOKS, Moved, Recorder
+from pylon.jobs.recorder import Moved, Recorder
 from pylon.jobs.textgen import TextJob
 from pylon.store.customers import earned_of_customers, postpaid_jobs
 from pylon.store.errors import AlreadyAccepted, StaleVersion, StoreUnavailable
@@ -34,8 +35,10 @@ from pylon.store.records import (
     OutboxItem,
     OutboxState,
     OutboxTopic,
+    Refund,
     Work,
 )
+from pylon.store.refunds import jobs_due
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
 
@@ -78,6 +81,18 @@ class Till(Protocol):
         ...
 
 
+class RefundDesk(Protocol):
+    """Where money is given back."""
+
+    def follow(self, job: Job) -> None:
+        """Hear of a job whose money is given back, or was, each time it moved."""
+        ...
+
+    def pay(self, refund: Refund, *, fresh: bool) -> None:
+        """Have a committed refund paid. Not `fresh`: it may have been paid before a crash, so ask first."""
+        ...
+
+
 class Engine:
     """Applies facts to jobs. Its in-memory view (open jobs, counts, books) changes only after COMMIT."""
 
@@ -89,6 +104,7 @@ class Engine:
         self._till: Till | None = None
         self._publisher: Publisher | None = None
         self._credit: Credit | None = None
+        self._desk: RefundDesk | None = None
         self._stuck: deque[tuple[Callable[[Tx], Any], Callable[[Any], None]]] = deque()
         self._counts: Counter[tuple[Work, Money]] = Counter()
         self._open = OpenJobs()
@@ -135,10 +151,16 @@ class Engine:
     # --- start and run ----------------------------------------------------------------------------------------
 
     def plug_in(
-        self, workplace: Workplace, till: Till | None, publisher: Publisher, credit: Credit | None = None
+        self,
+        workplace: Workplace,
+        till: Till | None,
+        publisher: Publisher,
+        credit: Credit | None = None,
+        desk: RefundDesk | None = None,
     ) -> None:
         """Connect those who carry effects out, and who keeps account of credit; before `resume`."""
-        self._workplace, self._till, self._publisher, self._credit = workplace, till, publisher, credit
+        self._workplace, self._till, self._publisher = workplace, till, publisher
+        self._credit, self._desk = credit, desk
 
     async def resume(self) -> None:
         """Load everything unfinished and tell it that the process restarted."""
@@ -158,6 +180,9 @@ class Engine:
             now = int(self._clock())
             paid = await self.query(lambda tx: earned_of_customers(tx, MAX_CUSTOMERS))
             self._credit.load(paid, await self.query(lambda tx: postpaid_jobs(tx, now - WINDOW_S)), now)
+        if self._desk is not None:
+            for job in await self.query(jobs_due):
+                self._desk.follow(job)
         for job in jobs:
             self._open.put(job)
         for item in items:
@@ -196,11 +221,10 @@ class Engine:
         if self._open.get(job.id) is not None:
             done(None)
             return
-        first = begin(job, mode)
-        self._open.put(first.job)  # it takes its place before COMMIT, so that a burst finds it taken
+        self._open.put(begin(job, mode).job)  # it takes its place before COMMIT, so that a burst finds it taken
 
         def run(tx: Tx) -> Moved:
-            return self._recorder.accept(tx, first, request_json, start=start, now=now)
+            return self._recorder.accept(tx, job, mode, request_json, start=start, now=now)
 
         def committed(moved: Moved) -> None:
             self._carry_out(moved, text)
@@ -235,6 +259,17 @@ class Engine:
             return False
         kind = facts.Paid if amount_msats >= row.amount_msats else facts.PaidShort
         await self.apply(row.job_id, kind(payment_hash, amount_msats, settled_at))
+        return True
+
+    async def zapped(
+        self, event_id: str, payment_hash: str, amount_msats: int, settled_at: int, payer: str
+    ) -> bool:
+        """Apply a zap to the job whose reply it was sent to; False when no reply of ours has this event id."""
+        job = await self.query(lambda tx: tx.job_of_reply(event_id))
+        if job is None:
+            return False
+        by_customer = payer == job.customer
+        await self.apply(job.id, facts.Zapped(payment_hash, amount_msats, settled_at, by_customer))
         return True
 
     async def query(self, read: Callable[[Tx], T]) -> T:
@@ -301,6 +336,9 @@ class Engine:
             self._deliver(item)
         for row in moved.invoices:
             self._hand_to_till(row, fresh=True)
+        if self._desk is not None:
+            for refund, fresh in moved.refunds:
+                self._desk.pay(refund, fresh=fresh)
         for effect in moved.effects:
             if isinstance(effect, do.BeginAttempt):
                 self._workplace.run_attempt(job, text)
@@ -318,6 +356,8 @@ class Engine:
             self._books += moved.books
         if self._credit is not None:
             self._credit.follow(job, moved.books.earned_msats)
+        if self._desk is not None and job.money in GIVING_BACK:
+            self._desk.follow(job)
         if job.purge_at is None:
             self._open.put(job)
         else:

@@ -9,6 +9,7 @@ from typing import Final, get_args
 
 from pylon.jobs.ports import Invoice
 from pylon.nostr.nip90 import ErrorPrefix
+from pylon.store.records import Refund
 
 
 class Mode(StrEnum):
@@ -58,6 +59,16 @@ class PaidShort:
     payment_hash: str
     amount_msats: int
     settled_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Zapped:
+    """First sight of a zap (NIP-57) to the event that asked for payment or to the result."""
+
+    payment_hash: str
+    amount_msats: int
+    settled_at: int
+    by_customer: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +122,16 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """Attempt `attempt` of a postpaid job gave its text; by actual use it costs `price_msats`, never nothing."""
+    """Attempt `attempt` of a postpaid job gave its text; by actual use it costs `price_msats`, never nothing.
+
+    `deposit_msats` is what the customer's deposit pays of it, as the recorder finds it.
+    """
 
     attempt: int
     text: str
     price_msats: int
     usage: Usage
+    deposit_msats: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +173,58 @@ class Deadline:
 
 
 @dataclass(frozen=True, slots=True)
+class RefundStarted:
+    """An invoice over what is due was checked, and is to be paid."""
+
+    refund: Refund
+
+
+@dataclass(frozen=True, slots=True)
+class RefundPaid:
+    """The wallet says that it paid a refund's invoice. `left_msats` is what is due beyond it."""
+
+    own_id: str
+    payment_hash: str
+    amount_msats: int
+    fee_msats: int
+    left_msats: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RefundFailed:
+    """A refund's invoice is certainly not paid and will not be. `retryable`: another one can be fetched."""
+
+    own_id: str
+    destination: str
+    reason: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PayeeRefused:
+    """What the customer named for its refund cannot be paid; `sentence` says why, and is for the customer."""
+
+    destination: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenOff:
+    """The operator decided that what is due will not be paid back. `reason` stays in the books."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Restarted:
     """The process started and found the job unfinished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A relay has a result of ours that these books do not know: they came from a backup, and it is younger."""
+
+    event_id: str
 
 
 Fact = (
@@ -167,6 +232,7 @@ Fact = (
     | InvoiceRefused
     | Paid
     | PaidShort
+    | Zapped
     | InvoiceDead
     | Started
     | Rerouted
@@ -178,7 +244,13 @@ Fact = (
     | GaveUp
     | Cancel
     | Deadline
+    | RefundStarted
+    | RefundPaid
+    | RefundFailed
+    | PayeeRefused
+    | WrittenOff
     | Restarted
+    | Found
 )
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
 
 import structlog
 
 from pylon.jobs import facts
+from pylon.jobs.access import Access, check_access
+from pylon.jobs.allowance import Allowance
 from pylon.jobs.catalogue import Catalogue, Offer, promised_context
 from pylon.jobs.credit import Credit
 from pylon.jobs.engine import Engine
@@ -27,14 +28,17 @@ from pylon.jobs.policy import (
     RateLimiter,
     SeenIds,
     TokenBucket,
+    TopCounts,
     addressed_to,
     check_load,
     check_prompt,
+    check_prompt_tokens,
     check_times,
     job_deadline,
 )
 from pylon.jobs.ports import Backend, BackendHealth, BackendState, Clock, Publisher
-from pylon.jobs.pricing import Quote, check_bid, input_token_bound, quote
+from pylon.jobs.pricing import Price, Quote, check_bid, quote
+from pylon.jobs.quoting import fitting_tokens, quote_job
 from pylon.jobs.recorder import Moved
 from pylon.jobs.runner import Runner
 from pylon.jobs.textgen import TextGeneration, TextJob
@@ -49,15 +53,11 @@ from pylon.nostr.nip90 import (
     parse_deletion,
     parse_request,
 )
-from pylon.nostr.nip90_fit import max_output_text_bytes
 from pylon.nostr.nip90_replies import error_draft
 from pylon.store.records import Job
+from pylon.text import printable
 
 log = structlog.get_logger(__name__)
-
-OUTPUT_BYTES_PER_TOKEN: Final = 16
-"""What a token of output takes on the wire at most, for the check before an invoice: English text takes 4 to 5, and
-the worst texts of usual tokenizers stay below 12 on average. Whatever comes, the runner counts exactly and cuts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class IntakeConfig:
 
     mode: facts.Mode = facts.Mode.PREPAY
     policy: IntakePolicy = field(default_factory=IntakePolicy)
+    access: Access = field(default_factory=Access)
     job_timeout_s: int = 3_600
     max_pending: int = 256
     min_work_s: int = 30
@@ -90,7 +91,6 @@ class _Order:
     request: JobRequest
     asked: TextGeneration
     offer: Offer
-    max_tokens: int
     quoted: Quote
 
 
@@ -109,6 +109,7 @@ class Intake:
         clock: Clock,
         payable: Callable[[], str | None] = lambda: None,
         credit: Credit | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self._engine = engine
         self._runner = runner
@@ -120,13 +121,17 @@ class Intake:
         self._clock = clock
         self._payable = payable
         self._credit = credit
+        self._allowance = allowance
         self._started_at = int(clock())
-        self._fitting_tokens = max_output_text_bytes(config.limit_bytes) // OUTPUT_BYTES_PER_TOKEN
+        self._fitting_tokens = fitting_tokens(config.limit_bytes)
         self._seen = SeenIds()
         self._customers = RateLimiter(config.policy.requests_per_customer_per_minute)
+        self._everybody = TokenBucket(config.policy.requests_per_minute)
         self._replies = TokenBucket(config.policy.replies_per_minute)
         self._pending = 0
+        self.access = config.access
         self.counters = Counters()
+        self.missed_models = TopCounts()
         self.accepted = 0
         self.stopped: str | None = None
 
@@ -189,6 +194,9 @@ class Intake:
         if address is Address.OTHER:
             self.counters.add(Drop.OTHER_PROVIDER)
             return
+        if address is Address.BROADCAST and self.access.targeted_only:
+            self.counters.add(Drop.NOT_TARGETED)
+            return
         try:
             order = self._check(event, now)
         except BadRequest as error:
@@ -205,22 +213,35 @@ class Intake:
         if self.paused is not None:
             raise _Refused(Denial(ErrorPrefix.PAUSED, f"no jobs are taken now: {self.paused}"))
         asked = parse_job(request)
-        if not self._customers.take(event.pubkey, now):
-            limit = policy.requests_per_customer_per_minute
-            raise _Refused(Denial(ErrorPrefix.RATE_LIMITED, f"at most {limit} requests a minute: wait"))
+        _refuse_if(check_access(event, self.access))
+        self._check_rate(event.pubkey, now)
         offer = self._find_offer(asked, request.kind)
         load = self._engine.open_jobs.load(offer.name, event.pubkey)
         _refuse_if(check_load(load, policy, prepaid=self._config.mode is not facts.Mode.FREE))
         _refuse_if(check_prompt(asked.texts, policy))
-        input_tokens = input_token_bound(asked.texts)
-        max_tokens = self._max_tokens(asked, offer, input_tokens)
-        quoted = self._quote(offer, input_tokens, max_tokens)
+        quoted = quote_job(
+            offer,
+            request.kind,
+            asked,
+            context_tokens=self._context(offer),
+            most_tokens=self._fitting_tokens,
+            free=self._config.mode is facts.Mode.FREE,
+        )
+        _refuse_if(check_prompt_tokens(quoted.input_tokens, policy))
+        quoted = self._given_away(request.customer, quoted, now)
         if (denial := check_bid(quoted, request.bid_msats)) is not None:
             raise _Refused(denial, quoted.amount_msats)
         if quoted.amount_msats:
             self._check_owing(request)
             self._check_payable(request, now)
-        return _Order(request, asked, offer, max_tokens, quoted)
+        return _Order(request, asked, offer, quoted)
+
+    def _check_rate(self, customer: str, now: float) -> None:
+        limit = self._config.policy.requests_per_customer_per_minute
+        if not self._customers.take(customer, now):
+            raise _Refused(Denial(ErrorPrefix.RATE_LIMITED, f"at most {limit} requests a minute: wait"))
+        if not self._everybody.take(now):
+            raise _Refused(Denial(ErrorPrefix.RATE_LIMITED, "too many requests by everybody together: wait"))
 
     def _check_owing(self, request: JobRequest) -> None:
         owing = None if self._credit is None else self._credit.owing(request.customer)
@@ -237,6 +258,7 @@ class Intake:
     def _find_offer(self, asked: TextGeneration, kind: int) -> Offer:
         offer = self._catalogue.find(asked.model, kind)
         if offer is None:
+            self.missed_models.add(printable(asked.model or "", limit=64))
             raise _Refused(Denial(ErrorPrefix.UNSUPPORTED_MODEL, "the model asked for is not offered here"))
         if not self._runner.can_serve(offer.name):
             raise _Refused(Denial(ErrorPrefix.BACKEND_UNAVAILABLE, self._unable(offer)))
@@ -251,33 +273,20 @@ class Intake:
             return "the model's server does not have it now"
         return "the model's server keeps failing: try later"
 
-    def _max_tokens(self, asked: TextGeneration, offer: Offer, prompt: int) -> int:
-        """Return how much output is priced: what was asked for if it surely fits, never silently less."""
-        most = min(offer.max_output_tokens, self._fitting_tokens)
-        context = self._context(offer)
-        if context is not None and prompt + (asked.max_tokens or 1) > context:
-            sentence = (
-                f"the prompt may take {prompt} tokens and the context has {context}: shorten it or lower max_tokens"
-            )
-            raise _Refused(Denial(ErrorPrefix.TOO_LARGE, sentence))
-        if asked.max_tokens is None:
-            left = most if context is None else min(most, context - prompt)
-            return min(offer.default_output_tokens, left)
-        if asked.max_tokens > most:
-            sentence = f"max_tokens is {asked.max_tokens}: at most {most} are generated and fit a relay's event"
-            raise _Refused(Denial(ErrorPrefix.TOO_LARGE, sentence))
-        return asked.max_tokens
-
     def _context(self, offer: Offer) -> int | None:
         return promised_context(
             offer, {route.backend: self._backends(route.backend).state() for route in offer.routes}
         )
 
-    def _quote(self, offer: Offer, input_tokens: int, max_tokens: int) -> Quote:
-        quoted = quote(offer.price, input_tokens, max_tokens)
-        if self._config.mode is facts.Mode.FREE:
-            return Quote(quoted.price, quoted.input_tokens, quoted.output_tokens, 0)
-        return quoted
+    def _given_away(self, customer: str, quoted: Quote, now: float) -> Quote:
+        """Return the quote, of nothing within what is given away in a day."""
+        if self._allowance is None:
+            return quoted
+        covered = self._allowance.covers(customer, quoted.output_tokens, now)
+        if self._config.mode is facts.Mode.FREE and not covered:
+            sentence = "what is given away in a day is used up: come back tomorrow"
+            raise _Refused(Denial(ErrorPrefix.FREE_LIMIT, sentence))
+        return quote(Price(), quoted.input_tokens, quoted.output_tokens) if covered else quoted
 
     # --- outcomes ---------------------------------------------------------------------------------------------
 
@@ -285,7 +294,8 @@ class Intake:
         request, offer = order.request, order.offer
         mode = self._mode(order, now)
         deadline_at = job_deadline(int(now), self._config.job_timeout_s, request.expires_at)
-        backend = self._runner.try_take(offer.name) if mode is not facts.Mode.PREPAY else None
+        may_start = mode is not facts.Mode.PREPAY
+        backend = self._runner.try_take(offer.name, request.customer) if may_start else None
         job = Job(
             id=request.id,
             customer=request.customer,
@@ -293,7 +303,7 @@ class Intake:
             backend=backend or offer.backend,
             model=offer.name,
             price_msats=order.quoted.amount_msats,
-            max_tokens=order.max_tokens,
+            max_tokens=order.quoted.output_tokens,
             accepted_at=int(now),
             deadline_at=deadline_at,
             relays=request.relays[: self._config.customer_relays],
@@ -303,24 +313,28 @@ class Intake:
         if credit is not None:
             job = job.evolve(postpaid=True)
             credit.give(job)
+        allowance = self._allowance if mode is facts.Mode.FREE else None
+        given = allowance is not None and allowance.give(job)
+
+        def undo() -> None:
+            if credit is not None:
+                credit.take_back(job)
+            if allowance is not None and given:
+                allowance.take_back(job.id)
+            if backend is not None:
+                self._runner.give_back(offer.name, backend, job.customer)
 
         def done(moved: Moved | None) -> None:
             self._pending -= 1
             if moved is None:
                 self.counters.add(Drop.DUPLICATE)
-                if credit is not None:
-                    credit.take_back(job)
-                if backend is not None:
-                    self._runner.give_back(offer.name, backend)
+                undo()
             else:
                 self.accepted += 1
 
         def failed(error: BaseException) -> None:
             self._pending -= 1
-            if credit is not None:
-                credit.take_back(job)
-            if backend is not None:
-                self._runner.give_back(offer.name, backend)
+            undo()
             log.error("job not stored", job=job.id, error=f"{type(error).__name__}: {error}")
             denial = Denial(ErrorPrefix.INTERNAL, "the job could not be stored: ask again later")
             self._refuse(request.event, addressed_to(request.event, self._key.public_hex), denial, None, now)

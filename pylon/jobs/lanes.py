@@ -30,6 +30,7 @@ class RunnerConfig:
     health_interval_s: float = 5.0
     health_interval_down_s: float = 1.0
     announce_after_s: float = 0.2
+    running_per_customer: int | None = None
     circuit: CircuitRule = field(default_factory=CircuitRule)
     relay_hint: str = ""
 
@@ -80,11 +81,11 @@ class Place:
 
 @dataclass(slots=True)
 class Lane:
-    """The queue of one model, and the places where it is served."""
+    """The queue of one model (job id -> customer), and the places where it is served."""
 
     offer: Offer
     places: tuple[Place, ...]
-    queue: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    queue: OrderedDict[str, str] = field(default_factory=OrderedDict)
     attempt_s: float | None = None  # how long an attempt takes of late
 
     @property

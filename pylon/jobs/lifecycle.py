@@ -11,14 +11,14 @@ nothing: that is an ordinary row of the table, not an error.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pylon.jobs import effects as do
 from pylon.jobs import facts
 from pylon.jobs.facts import CancelledBy, Fact, Mode
 from pylon.nostr.nip90 import ErrorPrefix, FeedbackStatus
-from pylon.store.records import ENDED, Job, Money, Work
+from pylon.store.records import ENDED, Job, Money, RefundState, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,18 @@ def begin(job: Job, mode: Mode) -> Step:
     if mode is not Mode.PREPAY:
         postpaid = mode is Mode.POSTPAY
         return _move(job, do.Enqueue(), work=Work.QUEUED, money=Money.NONE, postpaid=postpaid)
+    if _is_covered(job):
+        return _move(job, do.Enqueue(), work=Work.QUEUED, money=Money.SETTLED)
     return _move(job, do.WantInvoice(1), work=Work.AWAITING_PAYMENT, money=Money.NONE, invoices=1)
 
 
 def step(job: Job, fact: Fact, rules: Rules) -> Step:
     """Return what `fact` makes of `job`. Pure and total: every pair of states has an answer for every fact."""
     handler: Callable[[Job, Any, Rules], Step] = _HANDLERS[type(fact)]
-    return handler(job, fact, rules)
+    done = handler(job, fact, rules)
+    if done.job.deposit_msats and _is_unpaid_for_good(done.job):
+        return replace(done, job=done.job.evolve(deposit_msats=0))
+    return done
 
 
 def _move(job: Job, *effects: do.Effect, **changes: Any) -> Step:
@@ -58,6 +63,18 @@ def _move(job: Job, *effects: do.Effect, **changes: Any) -> Step:
 
 def _nothing(job: Job) -> Step:
     return Step(job, (), changed=False)
+
+
+def _is_covered(job: Job) -> bool:
+    """Tell whether the customer's deposit pays all of it, so that nothing was received that could be refunded."""
+    return 0 < job.price_msats <= job.deposit_msats
+
+
+def _is_unpaid_for_good(job: Job) -> bool:
+    """Tell whether nothing is earned by it, so that what it took of a deposit goes back."""
+    gone = job.work in ENDED and job.work is not Work.DELIVERED
+    given_away = job.work in _HAS_RESULT and job.money is Money.NONE
+    return job.money is not Money.SETTLED and (gone or given_away or job.money is Money.VOID)
 
 
 def _error(prefix: ErrorPrefix, sentence: str) -> do.Say:
@@ -91,8 +108,7 @@ def _invoice_refused(job: Job, fact: facts.InvoiceRefused, rules: Rules) -> Step
 
 def _paid(job: Job, fact: facts.Paid, rules: Rules) -> Step:
     if job.work is Work.AWAITING_PAYMENT:
-        book = do.BookMoney(fact.payment_hash, fact.amount_msats, fact.settled_at)
-        return _move(job, book, do.CloseInvoices(), do.Enqueue(), work=Work.QUEUED, money=Money.SETTLED)
+        return _move(job, _book(fact), do.CloseInvoices(), do.Enqueue(), work=Work.QUEUED, money=Money.SETTLED)
     if _is_billed(job):
         return _bill_paid(job, fact, job.price_msats)
     return _paid_otherwise(job, fact, "the payment came after the job had ended")
@@ -100,13 +116,36 @@ def _paid(job: Job, fact: facts.Paid, rules: Rules) -> Step:
 
 def _paid_short(job: Job, fact: facts.PaidShort, rules: Rules) -> Step:
     if job.work is Work.AWAITING_PAYMENT:
-        book = do.BookMoney(fact.payment_hash, fact.amount_msats, fact.settled_at)
-        why = f"the wallet received {fact.amount_msats} msats, less than the {job.price_msats} msats asked"
+        asked_msats = job.price_msats - job.deposit_msats
+        why = f"the wallet received {fact.amount_msats} msats, less than the {asked_msats} msats asked"
         told = _refund_due(job, why)
-        return _move(job, book, do.CloseInvoices(), told, work=Work.FAILED, money=Money.REFUND_DUE, reason=why)
+        ended = {"work": Work.FAILED, "money": Money.REFUND_DUE, "reason": why}
+        return _move(job, _book(fact), do.CloseInvoices(), told, **ended)
     if _is_billed(job):
-        return _bill_paid(job, fact, fact.amount_msats)  # the work is done: the rest is forgiven
+        # The work is done: the rest is forgiven.
+        return _bill_paid(job, fact, fact.amount_msats + job.deposit_msats)
     return _paid_otherwise(job, fact, "the payment came after the job had ended")
+
+
+def _zapped(job: Job, fact: facts.Zapped, rules: Rules) -> Step:
+    wants_money = (
+        job.work is Work.AWAITING_PAYMENT or _is_billed(job) or (_ended_unpaid(job) and job.money in _UNPAID)
+    )
+    unpaid = wants_money and job.price_msats > 0
+    if not unpaid or fact.amount_msats < job.price_msats - job.deposit_msats:
+        # Anybody may zap anything: less than the price, or beyond it, it moves no job.
+        to_deposit = unpaid and fact.by_customer
+        return _move(job, do.BookGift(fact.payment_hash, fact.amount_msats, fact.settled_at, to_deposit))
+    if job.work is Work.AWAITING_PAYMENT:
+        return _move(job, _book(fact), do.CloseInvoices(), do.Enqueue(), work=Work.QUEUED, money=Money.SETTLED)
+    if _is_billed(job):
+        return _bill_paid(job, fact, job.price_msats)
+    return _paid_otherwise(job, fact, "the zap came after the job had ended")
+
+
+def _book(fact: facts.Paid | facts.PaidShort | facts.Zapped) -> do.BookMoney:
+    zap = isinstance(fact, facts.Zapped)
+    return do.BookMoney(fact.payment_hash, fact.amount_msats, fact.settled_at, zap)
 
 
 def _is_billed(job: Job) -> bool:
@@ -117,8 +156,8 @@ def _is_billed(job: Job) -> bool:
     return job.work in _HAS_RESULT and (given_away or job.money in _BILLED)
 
 
-def _bill_paid(job: Job, fact: facts.Paid | facts.PaidShort, price_msats: int) -> Step:
-    book = do.BookMoney(fact.payment_hash, fact.amount_msats, fact.settled_at)
+def _bill_paid(job: Job, fact: facts.Paid | facts.PaidShort | facts.Zapped, price_msats: int) -> Step:
+    book = _book(fact)
     paid = {"money": Money.SETTLED, "price_msats": price_msats}
     if job.work is Work.BILLING:
         return _move(job, book, do.CloseInvoices(), do.DeliverBilled(), work=Work.PRODUCED, **paid)
@@ -132,11 +171,14 @@ def _give_away(job: Job, why: str) -> Step:
     return _move(job, do.RetireInvoice(), do.DeliverBilled(), work=Work.PRODUCED, reason=why)
 
 
-def _paid_otherwise(job: Job, fact: facts.Paid | facts.PaidShort, why: str) -> Step:
-    book = do.BookMoney(fact.payment_hash, fact.amount_msats, fact.settled_at)
-    if job.work in ENDED and job.work is not Work.DELIVERED and job.money in _UNPAID:
-        return _move(job, book, _refund_due(job, why), money=Money.REFUND_DUE)
-    return _move(job, book)
+def _paid_otherwise(job: Job, fact: facts.Paid | facts.PaidShort | facts.Zapped, why: str) -> Step:
+    if _ended_unpaid(job):
+        return _move(job, _book(fact), _refund_due(job, why), money=Money.REFUND_DUE)
+    return _move(job, _book(fact))
+
+
+def _ended_unpaid(job: Job) -> bool:
+    return job.work in ENDED and job.work is not Work.DELIVERED and job.money in _NOTHING_DUE
 
 
 def _invoice_dead(job: Job, fact: facts.InvoiceDead, rules: Rules) -> Step:
@@ -189,10 +231,14 @@ def _metered(job: Job, fact: facts.Metered, rules: Rules) -> Step:
     on_credit = job.postpaid and job.money is Money.NONE
     if job.work is not Work.RUNNING or fact.attempt != job.attempts or not on_credit:
         return _nothing(job)
-    ended = do.EndAttempt(fact.attempt, "output", fact.usage)
-    number, price_msats = job.invoices + 1, min(fact.price_msats, job.price_msats)  # never more than was quoted
-    billing = {"work": Work.BILLING, "invoices": number, "price_msats": price_msats}
-    return _move(job, ended, do.KeepOutput(fact.text), do.WantInvoice(number), **billing)
+    ended, keep = do.EndAttempt(fact.attempt, "output", fact.usage), do.KeepOutput(fact.text)
+    price_msats = min(fact.price_msats, job.price_msats)  # never more than was quoted
+    if fact.deposit_msats >= price_msats:
+        paid = {"money": Money.SETTLED, "price_msats": price_msats, "deposit_msats": price_msats}
+        return _move(job, ended, keep, do.DeliverBilled(), work=Work.PRODUCED, **paid)
+    number = job.invoices + 1
+    billing = {"invoices": number, "price_msats": price_msats, "deposit_msats": fact.deposit_msats}
+    return _move(job, ended, keep, do.WantInvoice(number), work=Work.BILLING, **billing)
 
 
 def _attempt_failed(job: Job, fact: facts.AttemptFailed, rules: Rules) -> Step:
@@ -205,6 +251,8 @@ def _attempt_failed(job: Job, fact: facts.AttemptFailed, rules: Rules) -> Step:
 def _restarted(job: Job, fact: facts.Restarted, rules: Rules) -> Step:
     if job.work is Work.QUEUED:
         return Step(job, (do.Enqueue(),), changed=False)
+    if job.money is Money.REFUNDING:
+        return Step(job, (do.AskRefund(),), changed=False)
     if job.work is not Work.RUNNING:
         return _nothing(job)
     why = "the provider stopped while the job was running"
@@ -216,10 +264,15 @@ def _lose_attempt(
 ) -> Step:
     if retryable and job.attempts < rules.max_attempts:
         return _move(job, ended, do.Enqueue(), work=Work.QUEUED, reason=why)
-    if job.money is Money.SETTLED:
+    if job.money is Money.SETTLED and not _is_covered(job):
         told = _refund_due(job, why)
         return _move(job, ended, told, work=Work.FAILED, money=Money.REFUND_DUE, reason=why)
-    return _move(job, ended, _error(prefix, why), work=Work.FAILED, reason=why)
+    return _move(job, ended, _error(prefix, why), work=Work.FAILED, money=_unearned(job), reason=why)
+
+
+def _unearned(job: Job) -> Money:
+    """Return the money state of work that is gone and for which nothing was received."""
+    return Money.VOID if job.money is Money.SETTLED else job.money
 
 
 def _confirmed(job: Job, fact: facts.Confirmed, rules: Rules) -> Step:
@@ -239,8 +292,10 @@ def _gave_up(job: Job, fact: facts.GaveUp, rules: Rules) -> Step:
     if job.money is not Money.SETTLED:
         money = Money.NONE if job.money is Money.NONE else Money.VOID  # nothing is asked for what never came
         return _move(job, work=Work.UNDELIVERABLE, money=money, reason=fact.sentence)
-    told = _refund_due(job, fact.sentence)
-    return _move(job, told, work=Work.UNDELIVERABLE, money=Money.REFUND_DUE, reason=fact.sentence)
+    lost = {"work": Work.UNDELIVERABLE, "reason": fact.sentence}
+    if _is_covered(job):
+        return _move(job, _error(ErrorPrefix.FAILED, fact.sentence), money=Money.VOID, **lost)
+    return _move(job, _refund_due(job, fact.sentence), money=Money.REFUND_DUE, **lost)
 
 
 def _cancel(job: Job, fact: facts.Cancel, rules: Rules) -> Step:
@@ -276,13 +331,71 @@ def _end_early(job: Job, work: Work, why: str, told: tuple[do.Say, ...]) -> Step
     if job.work not in (Work.QUEUED, Work.RUNNING):
         return _nothing(job)
     attempt = (do.EndAttempt(job.attempts, why),) if job.work is Work.RUNNING else ()
-    if job.money is Money.SETTLED:
+    if job.money is Money.SETTLED and not _is_covered(job):
         refund = _refund_due(job, why)
         return _move(job, *attempt, do.StopWork(), refund, work=work, money=Money.REFUND_DUE, reason=why)
-    return _move(job, *attempt, do.StopWork(), *told, work=work, reason=why)
+    return _move(job, *attempt, do.StopWork(), *told, work=work, money=_unearned(job), reason=why)
+
+
+def _found(job: Job, fact: facts.Found, rules: Rules) -> Step:
+    done = {"work": Work.DELIVERED, "result_id": fact.event_id}
+    if job.work is Work.AWAITING_PAYMENT:
+        return _move(job, do.CloseInvoices(), money=Money.VOID, **done)
+    if job.work is Work.BILLING:
+        return _move(job, do.RetireInvoice(), **done)
+    if job.work not in (Work.QUEUED, Work.RUNNING):
+        return _nothing(job)
+    why = "a result of it was published already"
+    attempt = (do.EndAttempt(job.attempts, why),) if job.work is Work.RUNNING else ()
+    earned = (do.Earn(),) if job.money is Money.SETTLED else ()
+    return _move(job, *attempt, do.StopWork(), *earned, **done)
+
+
+def _refund_started(job: Job, fact: facts.RefundStarted, rules: Rules) -> Step:
+    if job.money is not Money.REFUND_DUE:
+        return _nothing(job)
+    return _move(job, do.PayRefund(fact.refund), money=Money.REFUNDING)
+
+
+def _refund_paid(job: Job, fact: facts.RefundPaid, rules: Rules) -> Step:
+    if job.money not in (Money.REFUNDING, Money.REFUND_DUE):
+        return _nothing(job)
+    ended = do.EndRefund(fact.own_id, RefundState.PAID, fact.fee_msats)
+    amount, payment_hash = fact.amount_msats, fact.payment_hash
+    told = do.Say(
+        FeedbackStatus.ERROR,
+        ErrorPrefix.REFUNDED,
+        f"{amount} msats were paid back to you, payment hash {payment_hash}",
+        tags=(("refunded", str(amount), payment_hash),),
+    )
+    return _move(job, ended, told, money=Money.REFUND_DUE if fact.left_msats > 0 else Money.REFUNDED)
+
+
+def _refund_failed(job: Job, fact: facts.RefundFailed, rules: Rules) -> Step:
+    if job.money is not Money.REFUNDING:
+        return _nothing(job)
+    ended = do.EndRefund(fact.own_id, RefundState.FAILED, reason=fact.reason)
+    if fact.retryable:
+        return _move(job, ended, money=Money.REFUND_DUE)
+    told = _error(ErrorPrefix.REFUND_DUE, "your invoice for the refund could not be paid: send another")
+    return _move(job, ended, do.DropPayee(fact.destination), told, money=Money.REFUND_DUE)
+
+
+def _payee_refused(job: Job, fact: facts.PayeeRefused, rules: Rules) -> Step:
+    if job.money is not Money.REFUND_DUE:
+        return _nothing(job)
+    return _move(job, do.DropPayee(fact.destination), _error(ErrorPrefix.REFUND_DUE, fact.sentence))
+
+
+def _written_off(job: Job, fact: facts.WrittenOff, rules: Rules) -> Step:
+    if job.money is not Money.REFUND_DUE:
+        return _nothing(job)
+    told = _error(ErrorPrefix.WRITTEN_OFF, "the provider closed the refund of this job without paying it")
+    return _move(job, do.WriteOff(fact.reason), told, money=Money.WRITTEN_OFF)
 
 
 _UNPAID: Final = frozenset({Money.NONE, Money.CANCELLING, Money.VOID})
+_NOTHING_DUE: Final = _UNPAID | {Money.REFUNDED, Money.WRITTEN_OFF}
 _HAS_RESULT: Final = frozenset({Work.PRODUCED, Work.DELIVERED})
 _BILLED: Final = frozenset({Money.INVOICED, Money.UNPAID, Money.VOID})
 
@@ -291,6 +404,7 @@ _HANDLERS: Final[dict[type, Callable[[Job, Any, Rules], Step]]] = {
     facts.InvoiceRefused: _invoice_refused,
     facts.Paid: _paid,
     facts.PaidShort: _paid_short,
+    facts.Zapped: _zapped,
     facts.InvoiceDead: _invoice_dead,
     facts.Started: _started,
     facts.Rerouted: _rerouted,
@@ -302,5 +416,11 @@ _HANDLERS: Final[dict[type, Callable[[Job, Any, Rules], Step]]] = {
     facts.GaveUp: _gave_up,
     facts.Cancel: _cancel,
     facts.Deadline: _deadline,
+    facts.RefundStarted: _refund_started,
+    facts.RefundPaid: _refund_paid,
+    facts.RefundFailed: _refund_failed,
+    facts.PayeeRefused: _payee_refused,
+    facts.WrittenOff: _written_off,
     facts.Restarted: _restarted,
+    facts.Found: _found,
 }

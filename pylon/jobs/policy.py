@@ -40,10 +40,12 @@ class IntakePolicy:
     max_open_invoices: int = 256
     max_open_invoices_per_customer: int = 8
     max_prompt_bytes: int = 32_768
+    max_prompt_tokens: int | None = None
+    requests_per_minute: int = 60_000
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if getattr(self, each.name) < 0:
+            if (getattr(self, each.name) or 0) < 0:
                 raise ValueError(f"{each.name} is negative")
 
 
@@ -56,6 +58,7 @@ class Drop(StrEnum):
     DUPLICATE = "duplicate"  # seen before, from this relay or another
     BAD_SIGNATURE = "bad-signature"  # id or signature is not that of the content
     OTHER_PROVIDER = "other-provider"  # addressed to others
+    NOT_TARGETED = "not-targeted"  # addressed to nobody, where only those addressed to us are taken
     UNKNOWN_JOB = "unknown-job"  # a deletion of no open job, or not by its customer
     INTAKE_FULL = "intake-full"  # the queue between relays and intake was full
     NO_REPLY_BUDGET = "no-reply-budget"  # refused, and the reply budget was spent
@@ -100,6 +103,14 @@ def check_prompt(texts: Iterable[str], policy: IntakePolicy) -> Denial | None:
     return Denial(
         ErrorPrefix.TOO_LARGE, f"the prompt has {size} bytes: at most {policy.max_prompt_bytes} are taken"
     )
+
+
+def check_prompt_tokens(tokens: int, policy: IntakePolicy) -> Denial | None:
+    """Return why a prompt that may take so many tokens is too long, or None."""
+    most = policy.max_prompt_tokens
+    if most is None or tokens <= most:
+        return None
+    return Denial(ErrorPrefix.TOO_LARGE, f"the prompt may take {tokens} tokens: at most {most} are taken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +297,27 @@ class SeenIds:
             self._older, self._recent = self._recent, set()
         self._recent.add(key)
         return True
+
+
+class TopCounts:
+    """How often texts came up that strangers choose: the first `capacity` of them, the rest together."""
+
+    REST: Final = "(others)"
+
+    __slots__ = ("_capacity", "_counts")
+
+    def __init__(self, capacity: int = 200) -> None:
+        self._capacity = capacity
+        self._counts: Counter[str] = Counter()
+
+    def add(self, text: str) -> None:
+        """Count one."""
+        known = text in self._counts or len(self._counts) < self._capacity
+        self._counts[text if known else self.REST] += 1
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts so far, the most frequent first."""
+        return dict(self._counts.most_common())
 
 
 class Counters:

@@ -365,6 +365,14 @@ class Payees(Protocol):
         ...
 
 
+class Profiles(Protocol):
+    """What customers say of themselves (kind 0), as our own relays have it."""
+
+    async def lightning_address(self, pubkey: str) -> str | None:
+        """Return the lightning address in a key's newest kind 0, well-formed; None when there is none (in time)."""
+        ...
+
+
 # --- relays ---------------------------------------------------------------------------------------------------
 
 

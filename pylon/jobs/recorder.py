@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
 import orjson
@@ -17,15 +17,25 @@ import orjson
 from pylon.jobs import effects as do
 from pylon.jobs import facts
 from pylon.jobs import lifecycle as life
+from pylon.jobs.deposits import moves_money, store_money, usable
+from pylon.jobs.giving_back import (
+    ABOUT_REFUNDS,
+    GIVING_BACK,
+    NO_BOOKS,
+    due_msats,
+    job_books,
+    keep_named_payee,
+    store_refund,
+    weighed,
+)
 from pylon.jobs.ports import Invoice
 from pylon.nostr.event import Draft, parse_event
 from pylon.nostr.keys import SecretKey
-from pylon.nostr.nip90 import Denial, FeedbackStatus
+from pylon.nostr.nip90 import Denial, ErrorPrefix, FeedbackStatus
 from pylon.nostr.nip90_fit import ResultTooLarge, fit_result
 from pylon.nostr.nip90_replies import error_draft, feedback_draft, payment_required_draft, result_draft
 from pylon.store.records import (
     ENDED,
-    UNDER_WAY,
     Attempt,
     Books,
     InvoiceRow,
@@ -34,15 +44,14 @@ from pylon.store.records import (
     Money,
     OutboxItem,
     OutboxTopic,
-    Settlement,
+    Refund,
     Work,
 )
 from pylon.store.tx import Tx
 
-_FINISHED_MONEY: Final = frozenset({Money.NONE, Money.VOID, Money.SETTLED, Money.UNPAID, Money.REFUND_DUE})
-NO_BOOKS: Final = Books(0, 0, 0, 0)
-_TOLD_BY_WALLETS: Final = frozenset({facts.Paid, facts.PaidShort, facts.InvoiceDead})
-_NOTHING_TO_STORE: Final = frozenset({do.Announce, do.Enqueue, do.StopWork})
+_FINISHED_MONEY: Final = (GIVING_BACK - {Money.REFUNDING}) | {Money.NONE, Money.VOID, Money.SETTLED, Money.UNPAID}
+_TOLD_BY_WALLETS: Final = frozenset({facts.Paid, facts.PaidShort, facts.Zapped, facts.InvoiceDead})
+_NOTHING_TO_STORE: Final = frozenset({do.Announce, do.Enqueue, do.StopWork, do.KeepOutput})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,7 @@ class Moved:
     effects: list[do.Effect]
     items: list[OutboxItem] = field(default_factory=list)
     invoices: list[InvoiceRow] = field(default_factory=list)  # wanted: to be made; others: to be watched
+    refunds: list[tuple[Refund, bool]] = field(default_factory=list)  # to be paid; False: asked about first
     books: Books = NO_BOOKS  # the change, not the sum
 
 
@@ -81,11 +91,15 @@ class Recorder:
         self._key = key
         self._config = config
 
-    def accept(self, tx: Tx, first: life.Step, request_json: str, *, start: bool, now: int) -> Moved:
-        """Store a new job as `lifecycle.begin` gave it, its first attempt begun if `start`.
+    def accept(self, tx: Tx, job: Job, mode: facts.Mode, request_json: str, *, start: bool, now: int) -> Moved:
+        """Store a new job as `lifecycle.begin` gives it, its first attempt begun if `start`.
 
-        Fails with `AlreadyAccepted` if its request was accepted before.
+        What its customer has as a deposit pays first. Fails with `AlreadyAccepted` if its request was accepted
+        before.
         """
+        if mode is facts.Mode.PREPAY:
+            job = job.evolve(deposit_msats=usable(tx.deposit_of(job.customer), job.price_msats))
+        first = life.begin(job, mode)
         job, effects = first.job, list(first.effects)
         if start:
             started = life.step(job, facts.Started(), self._config.rules)
@@ -96,6 +110,12 @@ class Recorder:
         tx.insert_job(job, request_json)
         tx.journal(job.id, _entry("accepted", job), now)
         return self._store(tx, Moved(None, job, effects), now)
+
+    def adopt(self, tx: Tx, job: Job, request_json: str, now: int) -> None:
+        """Store a job in whatever states it is known to have been in, as salvaged from a lost history."""
+        job = self._stamp(job, now)
+        tx.insert_job(job, request_json)
+        tx.journal(job.id, _entry("salvaged", job), now)
 
     def transact(self, tx: Tx, job_id: str, news: Sequence[facts.Fact], now: int) -> Moved | None:
         """Apply facts to a job; None when there is no such job."""
@@ -108,10 +128,20 @@ class Recorder:
         for fact in news:
             if type(fact) in _TOLD_BY_WALLETS and _is_old(tx, fact):
                 continue
+            if isinstance(fact, facts.Metered):
+                deposit_msats = usable(tx.deposit_of(job.customer), fact.price_msats)
+                fact = replace(fact, deposit_msats=deposit_msats)  # noqa: PLW2901
+            if isinstance(fact, ABOUT_REFUNDS):
+                known = weighed(tx, job, fact)
+                if known is None:
+                    continue
+                fact = known  # noqa: PLW2901
             done = life.step(job, fact, self._config.rules)
             job = done.job
             for effect in done.effects:
-                if isinstance(effect, do.DeliverBilled):
+                if isinstance(effect, do.KeepOutput):
+                    tx.keep_output(job.id, effect.text)  # at once: the result may be made of it in this same step
+                elif isinstance(effect, do.DeliverBilled):
                     effect = self._make_result(tx, job, effect.invoice, now)  # noqa: PLW2901
                     job = job.evolve(result_id=effect.event_id)
                 effects.append(effect)
@@ -129,7 +159,7 @@ class Recorder:
         request_json, text = tx.request_json(job.id), tx.output(job.id)
         assert request_json is not None and text is not None, "both are kept until the job is finished"
         request = parse_event(orjson.loads(request_json))
-        due = job.price_msats if job.money is not Money.NONE else None
+        due = (job.price_msats - job.deposit_msats or None) if job.money is not Money.NONE else None
         bolt11 = None if invoice is None else invoice.bolt11
         hint = self._config.relay_hint
         try:
@@ -159,13 +189,13 @@ class Recorder:
     def _store(self, tx: Tx, moved: Moved, now: int) -> Moved:
         job, before = moved.job, moved.before
         # Free jobs, the fast path, have no money to count.
-        has_money = job.money is not Money.NONE
-        old = books_of(before, tx.settlements_of(job.id)) if has_money and before is not None else NO_BOOKS
+        has_money = job.money is not Money.NONE or job.deposit_msats or moves_money(moved.effects)
+        old = job_books(tx, before) if has_money and before is not None else NO_BOOKS
         for effect in moved.effects:
             if type(effect) not in _NOTHING_TO_STORE:  # the states say it
                 self._store_effect(tx, moved, effect, now)
         if has_money:
-            moved.books = books_of(job, tx.settlements_of(job.id)) - old
+            moved.books = job_books(tx, job) - old
         return moved
 
     def _store_effect(self, tx: Tx, moved: Moved, effect: do.Effect, now: int) -> None:
@@ -177,32 +207,18 @@ class Recorder:
                 tx.end_attempt(_ended(job.id, number, now, outcome, usage))
             case do.DeliverResult(event_id, event_json):
                 self._send(tx, moved, OutboxTopic.RESULT, event_id=event_id, event_json=event_json, now=now)
-            case do.KeepOutput(text):
-                tx.keep_output(job.id, text)
             case do.WantInvoice() | do.OpenInvoice() | do.RetireInvoice() | do.CloseInvoices():
                 self._store_invoice(tx, moved, effect, now)
             case do.EndInvoice(payment_hash):
                 tx.end_invoice(payment_hash, InvoiceState.DEAD)
-            case do.BookMoney(payment_hash, amount_msats, settled_at):
-                tx.book(Settlement(payment_hash, job.id, amount_msats, 0, settled_at))
-                tx.end_invoice(payment_hash, InvoiceState.PAID)
-            case do.Earn():
-                tx.earn(job.id, job.price_msats)
-            case do.Say(status) if status is FeedbackStatus.SUCCESS and not self._config.success_feedback:
-                pass
+            case do.BookMoney() | do.BookGift() | do.Earn():
+                store_money(tx, job, effect)
             case do.Say():
-                event = self._feedback(job, effect).sign(self._key, now)
-                self._send(
-                    tx,
-                    moved,
-                    OutboxTopic.FEEDBACK,
-                    event_id=event.id,
-                    event_json=event.to_json(),
-                    now=now,
-                    until=effect.invoice.expires_at if effect.invoice else None,
-                )
-            case do.DeliverBilled() | do.Announce() | do.Enqueue() | do.StopWork():
-                raise AssertionError("nothing to store, or made a result before")
+                self._say(tx, moved, effect, now)
+            case do.PayRefund() | do.AskRefund() | do.EndRefund() | do.DropPayee() | do.WriteOff():
+                moved.refunds += store_refund(tx, job, effect, now)
+            case do.DeliverBilled() | do.KeepOutput() | do.Announce() | do.Enqueue() | do.StopWork():
+                raise AssertionError("nothing to store, or stored before")
             case _:
                 assert_never(effect)
 
@@ -223,7 +239,7 @@ class Recorder:
                     own_id=f"pylon-{uuid.uuid4().hex}",
                     job_id=job.id,
                     number=number,
-                    amount_msats=job.price_msats,
+                    amount_msats=job.price_msats - job.deposit_msats,
                     created_at=now,
                     expires_at=expires_at,
                 )
@@ -241,6 +257,14 @@ class Recorder:
                 unwanted = (InvoiceState.WANTED, InvoiceState.UNUSED)
                 tx.move_invoices(job.id, [(InvoiceState.OPEN, InvoiceState.CLOSING), unwanted])
                 moved.invoices += [row for row in tx.invoices_of(job.id) if row.state is InvoiceState.CLOSING]
+
+    def _say(self, tx: Tx, moved: Moved, say: do.Say, now: int) -> None:
+        if say.status is FeedbackStatus.SUCCESS and not self._config.success_feedback:
+            return
+        event = self._feedback(tx, moved.job, say).sign(self._key, now)
+        until = say.invoice.expires_at if say.invoice else None
+        topic, event_json = OutboxTopic.FEEDBACK, event.to_json()
+        self._send(tx, moved, topic, event_id=event.id, event_json=event_json, now=now, until=until)
 
     def _send(
         self,
@@ -261,7 +285,7 @@ class Recorder:
         tx.add_outbox(item)
         moved.items.append(item)
 
-    def _feedback(self, job: Job, say: do.Say) -> Draft:
+    def _feedback(self, tx: Tx, job: Job, say: do.Say) -> Draft:
         hint = self._config.relay_hint
         if say.invoice is not None:
             return payment_required_draft(
@@ -271,28 +295,29 @@ class Recorder:
                 bolt11=say.invoice.bolt11,
                 invoice_expires_at=say.invoice.expires_at,
                 eta_s=say.eta_s,
+                deposit_msats=job.deposit_msats,
                 relay_hint=hint,
             )
+        if say.prefix is ErrorPrefix.REFUND_DUE:
+            # The request's text may be erased long before anybody can pay.
+            keep_named_payee(tx, job)
+            denial, amount_msats = Denial(say.prefix, say.sentence), due_msats(tx, job)
+            return error_draft(job.id, job.customer, denial, amount_msats=amount_msats, relay_hint=hint)
         if say.prefix is not None:
-            return error_draft(job.id, job.customer, Denial(say.prefix, say.sentence), relay_hint=hint)
+            info = Denial(say.prefix, say.sentence).info
+            return feedback_draft(job.id, job.customer, say.status, info=info, relay_hint=hint, extra_tags=say.tags)
         info = f"Delivered; {job.price_msats} msats settled."
+        if job.deposit_msats:
+            info += f" {job.deposit_msats} of them came from your deposit."
+        if deposit_msats := tx.deposit_of(job.customer):
+            info += f" {deposit_msats} msats that you paid beyond your prices are kept for your next job here."
         return feedback_draft(job.id, job.customer, say.status, info=info, relay_hint=hint)
-
-
-def books_of(job: Job, settlements: Sequence[Settlement]) -> Books:
-    """Return what one job adds to the books: its owed money is in work while the work is, else to be refunded."""
-    received = sum(each.amount_msats for each in settlements)
-    earned = sum(each.earned_msats for each in settlements)
-    in_work = 0
-    if job.money is Money.SETTLED and job.work in UNDER_WAY:
-        in_work = min(received - earned, job.price_msats)
-    return Books(received, earned, in_work, received - earned - in_work)
 
 
 def _is_old(tx: Tx, fact: facts.Fact) -> bool:
     """Tell whether a wallet's news were heard before: money already booked, an invoice that has ended."""
     match fact:
-        case facts.Paid(payment_hash) | facts.PaidShort(payment_hash):
+        case facts.Paid(payment_hash) | facts.PaidShort(payment_hash) | facts.Zapped(payment_hash):
             return tx.is_booked(payment_hash)
         case facts.InvoiceDead(payment_hash):
             row = tx.invoice_by_hash(payment_hash)

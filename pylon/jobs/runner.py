@@ -8,6 +8,7 @@ runner reports it to the engine, and what became of it is the engine's word alon
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import anyio
@@ -65,6 +66,7 @@ class Runner:
         self._circuits = {name: Circuit(config.circuit) for name in backends}
         self._lanes = {offer.name: self._make_lane(offer) for offer in offers}
         self._running: dict[str, Run] = {}
+        self._of_customer: Counter[str] = Counter()  # slots taken; strangers choose the keys: none at 0 stays
         self._crew = Crew()
         self._check_now = {name: anyio.Event() for name in backends}
         self._draining = False
@@ -90,24 +92,24 @@ class Runner:
         lane = self._lanes.get(job.model)
         return 0 if lane is None else lane.eta_s(job.max_tokens)
 
-    def try_take(self, model: str) -> str | None:
+    def try_take(self, model: str, customer: str) -> str | None:
         """Take a slot for a job that would otherwise wait for nobody, and return its backend; None when there is
         none. It is given back with `give_back`."""
         lane = self._lanes[model]
-        if self._draining or lane.queue:
+        if self._draining or lane.queue or not self._may_run(customer):
             return None
         place = choose(lane.places, self._monotonic())
         if place is None:
             return None
-        self._take(place)
+        self._take(place, customer)
         return place.name
 
-    def give_back(self, model: str, backend: str) -> None:
+    def give_back(self, model: str, backend: str, customer: str) -> None:
         """Give back a slot whose attempt was never committed."""
         place = self._lanes[model].place(backend)
         assert place is not None
         place.circuit.gave_up()
-        self._leave(self._lanes[model], place)
+        self._leave(self._lanes[model], place, customer)
 
     # --- running ----------------------------------------------------------------------------------------------
 
@@ -137,7 +139,7 @@ class Runner:
         elif job.attempts and job.work is Work.QUEUED:
             self._crew.start(self._enqueue_later, lane, job)
         else:
-            lane.queue[job.id] = None
+            lane.queue[job.id] = job.customer
             self._pump(lane)
 
     def run_attempt(self, job: Job, text: TextJob | None) -> None:
@@ -169,35 +171,51 @@ class Runner:
             ),
         )
 
-    def _take(self, place: Place) -> None:
+    def _may_run(self, customer: str) -> bool:
+        """Tell whether one more job of a customer may run beside those that do."""
+        limit = self._config.running_per_customer
+        return limit is None or self._of_customer[customer] < limit
+
+    def _take(self, place: Place, customer: str) -> None:
         place.busy += 1
         place.circuit.began()
+        self._of_customer[customer] += 1
 
-    def _leave(self, lane: Lane, place: Place) -> None:
+    def _leave(self, lane: Lane, place: Place, customer: str) -> None:
         place.busy -= 1
+        self._of_customer[customer] -= 1
+        if not self._of_customer[customer]:
+            del self._of_customer[customer]
         if not lane.busy:
             self._idle.set()
         self._pump(lane)
+        if self._config.running_per_customer is not None:
+            for other in self._lanes.values():  # where this customer's jobs may have waited for this one
+                self._pump(other)
 
     def _pump(self, lane: Lane) -> None:
-        """Start what may start."""
+        """Start what may start, in the order of the queue; who runs as many as allowed is passed over."""
         while lane.queue and not self._draining:
             place = choose(lane.places, self._monotonic())
-            if place is None or self._crew.start(self._start, lane, place, next(iter(lane.queue))) is None:
+            found = next((each for each in lane.queue.items() if self._may_run(each[1])), None)
+            if place is None or found is None:
                 return
-            lane.queue.popitem(last=False)
-            self._take(place)
+            job_id, customer = found
+            if self._crew.start(self._start, lane, place, job_id, customer) is None:
+                return
+            del lane.queue[job_id]
+            self._take(place, customer)
 
-    async def _start(self, lane: Lane, place: Place, job_id: str) -> None:
+    async def _start(self, lane: Lane, place: Place, job_id: str, customer: str) -> None:
         job = await self._engine.apply(job_id, facts.Started(place.name))
         if job is None or job.work is not Work.RUNNING:
-            self.give_back(lane.offer.name, place.name)  # it was cancelled or expired on the way
+            self.give_back(lane.offer.name, place.name, customer)  # it was cancelled or expired on the way
 
     async def _enqueue_later(self, lane: Lane, job: Job) -> None:
         await anyio.sleep(self._config.retry_delay_s * 2 ** (job.attempts - 1))
         now = self._engine.open_jobs.get(job.id)
         if now is not None and now.work is Work.QUEUED:
-            lane.queue[job.id] = None
+            lane.queue[job.id] = job.customer
             self._pump(lane)
 
     async def _refuse(self, job_id: str, sentence: str) -> None:
@@ -227,7 +245,7 @@ class Runner:
         finally:
             del self._running[run.job.id]
             run.place.circuit.gave_up()
-            self._leave(lane, run.place)
+            self._leave(lane, run.place, run.job.customer)
 
     async def _announce(self) -> None:
         """Say `processing` for every attempt that takes a while; a result that comes at once says it all."""
@@ -292,9 +310,9 @@ class Runner:
 
     async def _move_on(self, lane: Lane, run: Run, other: Place) -> bool:
         """Move a run to another place, committed before that backend is called; False when the job has ended."""
-        self._take(other)
+        self._take(other, run.job.customer)
         before, run.place = run.place, other
-        self._leave(lane, before)
+        self._leave(lane, before, run.job.customer)
         job = await self._engine.apply(run.job.id, facts.Rerouted(run.job.attempts, other.name))
         if job is None or job.work is not Work.RUNNING:
             return False

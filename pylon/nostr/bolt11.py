@@ -101,6 +101,16 @@ def read_invoice(text: str) -> InvoiceFacts:
     )
 
 
+def read_amount(text: str) -> int | None:
+    """Return the amount (msats) that an invoice's prefix names, None where the payer may choose; decodes nothing.
+
+    Raises `BadInvoice`.
+    """
+    if not text.isascii() or len(text) > MAX_INVOICE_CHARS:
+        raise BadInvoice(f"an invoice is ASCII text of at most {MAX_INVOICE_CHARS} characters")
+    return _read_prefix(text.lower())[1]
+
+
 def check_invoice(
     facts: InvoiceFacts,
     *,

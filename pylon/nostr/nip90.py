@@ -62,6 +62,8 @@ class ErrorPrefix(StrEnum):
     IN_FUTURE = "in-future"  # it was created too far in the future: check the clock
     # the customer and the load
     RESTRICTED = "restricted"  # this customer is not served
+    POW_REQUIRED = "pow-required"  # the request proves too little work (NIP-13)
+    FREE_LIMIT = "free-limit"  # what is given away in a day is used up: by this customer, or by all together
     RATE_LIMITED = "rate-limited"  # too many requests from this customer: wait
     QUEUE_FULL = "queue-full"  # no room for another job or unpaid invoice: try later or elsewhere
     PAUSED = "paused"  # the operator takes no jobs now
@@ -70,6 +72,8 @@ class ErrorPrefix(StrEnum):
     PAYMENT_UNAVAILABLE = "payment-unavailable"  # no invoice can be made now
     UNPAID = "unpaid"  # an earlier job of this customer was done on credit: it is to be paid first
     REFUND_DUE = "refund-due"  # paid, and there will be no result: the amount is owed to the customer
+    REFUNDED = "refunded"  # what was owed was paid back; the tag `refunded` holds the amount and the payment hash
+    WRITTEN_OFF = "written-off"  # the provider closed a refund without paying it
     # the work
     BACKEND_UNAVAILABLE = "backend-unavailable"  # the model's server is not ready
     FAILED = "failed"  # every attempt failed; nothing is owed

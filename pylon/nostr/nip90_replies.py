@@ -126,15 +126,19 @@ def payment_required_draft(
     bolt11: str,
     invoice_expires_at: int,
     eta_s: int,
+    deposit_msats: int = 0,
     relay_hint: str = "",
 ) -> Draft:
     """Return the feedback that asks for payment; its text tells price, expiry (UTC) and how long the work takes.
 
-    `eta_s` 0 means that nothing was measured yet, and the text says so.
+    `eta_s` 0 means that nothing was measured yet, and the text says so; `deposit_msats` is what of the price the
+    customer has paid before.
     """
     until = datetime.fromtimestamp(invoice_expires_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     eta = f"about {eta_s} s" if eta_s else "a time not measured yet"
     info = f"Pay {_sats(amount_msats)} before {until}; the result then takes {eta}."
+    if deposit_msats:
+        info += f" Your deposit pays the other {_sats(deposit_msats)}."
     return feedback_draft(
         request_id,
         customer,

@@ -6,11 +6,11 @@ Importing it loads pydantic (about 0.3 s): commands that must answer at once imp
 from pylon.logs import LogFormat, LogLevel
 from pylon.settings.announce import AnnounceSettings, ProfileMode
 from pylon.settings.errors import SettingsError
+from pylon.settings.intake import IntakeSettings
 from pylon.settings.load import LoadedSettings, Origin, OriginKind, load_settings
 from pylon.settings.model import (
     DaemonSettings,
     IdentitySettings,
-    IntakeSettings,
     JobsSettings,
     LogSettings,
     Network,

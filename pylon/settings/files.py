@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 
 def replace_file(path: Path, text: str, *, mode: int = 0o600) -> None:
@@ -41,21 +42,38 @@ def _written_beside(path: Path, text: str, mode: int) -> Iterator[Path]:
 
     It has its mode from the first byte on: a secret is never readable for a moment.
     """
+    with file_beside(path, mode=mode) as (new, file):
+        file.write(text.encode())
+        sync_and_close(file)
+        yield new
+    sync_folder(path.parent)
+
+
+@contextmanager
+def file_beside(path: Path, *, mode: int = 0o600) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Yield a new file in the folder of `path`, open for writing, and its name; what is left of it goes at the end.
+
+    Raises `OSError`.
+    """
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             os.fchmod(file.fileno(), mode)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        yield new
+            yield new, file
     finally:
         with suppress(FileNotFoundError):
             new.unlink()
-    _sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_and_close(file: IO[bytes]) -> None:
+    """Have what was written on the disk before anything is named after it. Raises `OSError`."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names of a folder on the disk. Raises `OSError`."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -14,7 +14,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from pylon.logs import LogFormat, LogLevel
 from pylon.settings.announce import AnnounceSettings
+from pylon.settings.intake import IntakeSettings
 from pylon.settings.offers import BackendSettings, ModelSettings
+from pylon.settings.refunds import RefundsSettings
 from pylon.settings.values import (
     KeyFault,
     LightningAddress,
@@ -30,6 +32,7 @@ from pylon.settings.values import (
 )
 
 _MAX_CREDIT_MSATS = 10**11  # a bitcoin
+_MAX_FREE_TOKENS = 10**12
 
 
 class PaymentMode(StrEnum):
@@ -44,6 +47,8 @@ class WalletKind(StrEnum):
     """The wallets that Pylon can talk to."""
 
     NONE = "none"
+    PHOENIXD = "phoenixd"
+    LNBITS = "lnbits"
     FAKE = "fake"
     NWC = "nwc"
     LNURL = "lnurl"
@@ -190,6 +195,12 @@ class PaymentSettings(Section):
         description="The first wait before the wallet is asked about an invoice; it grows.",
     )
     lookup_max_s: Number = Field(default=30.0, ge=0.05, le=3600, description="The longest such wait.")
+    min_price_msats: Whole = Field(
+        default=0,
+        ge=0,
+        le=_MAX_CREDIT_MSATS,
+        description="No job costs less than this, whatever its model's price; with mode free it says nothing.",
+    )
     credit_msats: Whole = Field(
         default=0,
         ge=0,
@@ -212,8 +223,30 @@ class PaymentSettings(Section):
         description="The most credit of all customers together within 24 hours, in msats.",
     )
 
+    free_output_tokens_per_customer: Whole = Field(
+        default=0,
+        ge=0,
+        le=_MAX_FREE_TOKENS,
+        description=(
+            "Output tokens that each customer gets for nothing within 24 hours; 0 for none. With free they are"
+            " a limit, and 0 is none."
+        ),
+    )
+    free_output_tokens: Whole = Field(
+        default=0,
+        ge=0,
+        le=_MAX_FREE_TOKENS,
+        description="What all customers together get for nothing within 24 hours; with free, 0 is no limit.",
+    )
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
+        gift = self.mode is not PaymentMode.FREE and self.free_output_tokens_per_customer
+        if gift and not self.free_output_tokens:
+            # Keys are free to make: who has a thousand would have a thousand gifts.
+            raise KeyFault(
+                "free_output_tokens", "missing: what all customers together get for nothing needs a limit"
+            )
         if self.lookup_min_s > self.lookup_max_s:
             raise KeyFault("lookup_min_s", f"{self.lookup_min_s:g} is more than lookup_max_s")
         for key in ("credit_max_msats", "credit_daily_msats"):
@@ -227,7 +260,10 @@ class WalletSettings(Section):
 
     kind: WalletKind = Field(
         default=WalletKind.NONE,
-        description="none; nwc: what speaks Nostr Wallet Connect; lnurl: a lightning address; fake: play money.",
+        description=(
+            "none; nwc: what speaks Nostr Wallet Connect; lnbits or phoenixd, by their HTTP API; lnurl: a lightning"
+            " address; or fake: play money, for trials and tests."
+        ),
     )
     url: WebUrl | None = Field(
         default=None,
@@ -237,6 +273,10 @@ class WalletSettings(Section):
     token: Secret = Field(
         default=None,
         description="Its access token. Better: PYLON_WALLET_TOKEN, or a systemd credential named wallet_token.",
+    )
+    pay_token: Secret = Field(
+        default=None,
+        description="The admin key, for lnbits that is to pay refunds. Better: PYLON_WALLET_PAY_TOKEN, likewise.",
     )
     uri: WalletConnection = Field(
         default=None,
@@ -262,8 +302,10 @@ class WalletSettings(Section):
 
 _WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {
     WalletKind.NONE: (),
-    WalletKind.FAKE: ("url",),
     WalletKind.NWC: (),  # its uri is a secret
+    WalletKind.PHOENIXD: ("url",),
+    WalletKind.LNBITS: ("url",),
+    WalletKind.FAKE: ("url",),
     WalletKind.LNURL: ("address",),
 }
 """The keys, apart from secrets, without which a kind of wallet cannot be used."""
@@ -307,24 +349,6 @@ class JobsSettings(Section):
     )
     success_feedback: bool = Field(
         default=True, description="Send a success feedback after the result of a paid job."
-    )
-
-
-class IntakeSettings(Section):
-    """What is taken from relays."""
-
-    max_age_s: Whole = Field(default=900, ge=10, le=86_400, description="Requests older than this are left alone.")
-    max_future_s: Whole = Field(
-        default=600, ge=0, le=86_400, description="Requests dated further ahead are left alone."
-    )
-    replies_per_minute: Whole = Field(
-        default=120, ge=0, le=100_000, description="Error replies sent, to all customers."
-    )
-    requests_per_customer_per_minute: Whole = Field(
-        default=60, ge=1, le=1_000_000, description="Requests taken from one customer."
-    )
-    max_prompt_bytes: Whole = Field(
-        default=32_768, ge=1, le=1_048_576, description="The longest prompt that is taken."
     )
 
 
@@ -376,6 +400,7 @@ class Settings(BaseSettings):
     identity: IdentitySettings = IdentitySettings()
     payment: PaymentSettings = PaymentSettings()
     wallet: WalletSettings = WalletSettings()
+    refunds: RefundsSettings = RefundsSettings()
     jobs: JobsSettings = JobsSettings()
     intake: IntakeSettings = IntakeSettings()
     announce: AnnounceSettings = AnnounceSettings()
@@ -396,6 +421,10 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take what it is given: `load_settings` reads the sources itself, to keep each value's origin."""
         return (init_settings,)
+
+    @property
+    def _must_cost(self) -> bool:
+        return self.payment.mode is not PaymentMode.FREE and not self.payment.min_price_msats
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -423,8 +452,10 @@ class Settings(BaseSettings):
                 if backend in routes:
                     raise KeyFault(f"{place}.{key}", f"'{backend}' serves this model already")
                 routes.add(backend)
-            if self.payment.mode is not PaymentMode.FREE and not model.has_price:
-                raise KeyFault(f"{place}.base_msats", 'no price is set; set one, or payment.mode = "free"')
+            for kind in model.kinds:
+                if self._must_cost and not model.has_price(kind):
+                    where = f"{place}.prices.{kind}" if kind in model.prices else place
+                    raise KeyFault(f"{where}.base_msats", 'no price is set; set one, or payment.mode = "free"')
             for key, name in (("name", model.name), *(("aliases", alias) for alias in model.aliases)):
                 if name in taken:
                     raise KeyFault(f"{place}.{key}", f"'{name}' already names a model")

@@ -17,6 +17,20 @@ def earned_of_customers(tx: Tx, limit: int) -> list[tuple[str, int]]:
     return [(customer, earned_msats) for customer, earned_msats in reversed(found)]
 
 
+def free_jobs(tx: Tx, since: int) -> list[Job]:
+    """Return the jobs accepted after a time that cost nothing, oldest first."""
+    columns = ", ".join(rows.JOB_COLUMNS)
+    found = []
+    # Without an index on the time: from the newest back.
+    for row in tx.walk(f"SELECT {columns} FROM jobs ORDER BY number DESC"):  # noqa: S608 - our own names
+        job = rows.job_of(row)
+        if job.accepted_at <= since:
+            break
+        if job.price_msats == 0 and not job.postpaid:
+            found.append(job)
+    return found[::-1]
+
+
 def postpaid_jobs(tx: Tx, since: int) -> list[Job]:
     """Return the postpaid jobs that were accepted after a time, are not finished or not paid; oldest first."""
     columns = ", ".join(rows.JOB_COLUMNS)

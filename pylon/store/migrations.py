@@ -130,7 +130,51 @@ CREATE TABLE settlements (
 CREATE INDEX settlements_job ON settlements (job);
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_V1,)
+_REFUNDS = """
+CREATE TABLE refunds (
+    own_id TEXT NOT NULL,
+    job INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    amount_msats INTEGER NOT NULL,
+    destination TEXT NOT NULL,
+    bolt11 TEXT,
+    payment_hash TEXT,
+    expires_at INTEGER,
+    state TEXT NOT NULL,
+    fee_msats INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (own_id),
+    CHECK (amount_msats > 0 AND fee_msats >= 0),
+    UNIQUE (job, number),
+    FOREIGN KEY(job) REFERENCES jobs (number),
+    UNIQUE (payment_hash)
+);
+CREATE INDEX refunds_created ON refunds (created_at);
+CREATE UNIQUE INDEX refunds_one_committed ON refunds (job) WHERE state = 'committed';
+CREATE TABLE payees (
+    job INTEGER NOT NULL,
+    destination TEXT NOT NULL,
+    source TEXT NOT NULL,
+    said_at INTEGER NOT NULL,
+    ordered INTEGER NOT NULL,
+    PRIMARY KEY (job),
+    FOREIGN KEY(job) REFERENCES jobs (number)
+);
+"""
+
+# What a customer paid beyond a price is kept for its next job; zaps.
+_DEPOSITS = """
+ALTER TABLE jobs ADD COLUMN deposit_msats INTEGER DEFAULT '0' NOT NULL;
+CREATE INDEX jobs_deposit ON jobs (number) WHERE deposit_msats > 0;
+ALTER TABLE settlements ADD COLUMN deposit_msats INTEGER DEFAULT '0' NOT NULL;
+ALTER TABLE settlements ADD COLUMN tip_msats INTEGER DEFAULT '0' NOT NULL;
+ALTER TABLE settlements ADD COLUMN zap INTEGER DEFAULT '0' NOT NULL;
+CREATE INDEX settlements_deposit ON settlements (job) WHERE deposit_msats > 0;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_V1, _REFUNDS, _DEPOSITS)
 
 
 def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...] = MIGRATIONS) -> int:

@@ -13,6 +13,12 @@ from typing import Any, Final
 CURSOR_MARK: Final = "cursor "
 """Begins the names of the marks that hold, for each relay, until when (unix seconds) it was read."""
 
+RESTORED_MARK: Final = "restored"
+"""The mark of a database that came from a backup: when that was taken, unix seconds. See `jobs/salvage.py`."""
+
+HELD_MARK: Final = "refunds held"
+"""The mark of books of which it is not known whether refunds due by then (unix seconds) were paid already."""
+
 
 class Work(StrEnum):
     """How far the work of a job is."""
@@ -30,7 +36,7 @@ class Work(StrEnum):
 
 
 class Money(StrEnum):
-    """Where the money of a job is. `held`, `settling`, `refunding`, `refunded` join with later wallets."""
+    """Where the money of a job is. `held` and `settling` join with later wallets."""
 
     NONE = "none"  # no invoice is out: a free job, or the invoice is not made yet
     INVOICED = "invoiced"  # one invoice is published and may be paid
@@ -39,6 +45,9 @@ class Money(StrEnum):
     VOID = "void"  # end: closed unpaid, after asking the wallet
     UNPAID = "unpaid"  # end: delivered on credit and not paid in time; the customer gets no more credit
     REFUND_DUE = "refund_due"  # paid, and the work is gone: a liability
+    REFUNDING = "refunding"  # an invoice of the customer's is committed and being paid
+    REFUNDED = "refunded"  # end: paid back
+    WRITTEN_OFF = "written_off"  # end: the operator decided that it will not be paid back
 
 
 class InvoiceState(StrEnum):
@@ -50,6 +59,24 @@ class InvoiceState(StrEnum):
     DEAD = "dead"  # the wallet was asked: unpaid and past paying
     PAID = "paid"  # settled; the settlement row has the money
     UNUSED = "unused"  # never published: the job ended before it was made
+
+
+class RefundState(StrEnum):
+    """How one refund stands."""
+
+    COMMITTED = "committed"  # its invoice may be paid by now: the wallet is asked until it is known
+    PAID = "paid"  # end: the wallet paid it
+    FAILED = "failed"  # end: certainly not paid, and it will not be
+    WRITTEN_OFF = "written_off"  # end: no payment, the operator's decision
+
+
+class PayeeSource(StrEnum):
+    """Who said where a refund goes."""
+
+    REQUEST = "request"  # the tag `lud16` of the job request
+    CUSTOMER = "customer"  # a feedback that the customer signed later
+    OPERATOR = "operator"  # `pylon refunds pay --to`
+    PROFILE = "profile"  # the customer's kind 0; asked for anew each time, never stored
 
 
 class OutboxTopic(StrEnum):
@@ -79,6 +106,7 @@ class Job:
     """One accepted job request. Times are unix seconds, money is msats; `id` is the request's event id.
 
     `max_tokens` is the output that was priced. A `postpaid` job's price is the quoted one until its use is metered.
+    `deposit_msats` is what of the price the customer's deposit pays: held or spent, 0 once the work is gone.
     The request's own text lives apart (`Tx.request_json`): it is erased long before the row is.
     """
 
@@ -99,6 +127,7 @@ class Job:
     attempts: int = 0
     partial_sent: bool = False
     invoices: int = 0
+    deposit_msats: int = 0
     result_id: str | None = None
     reason: str = ""
     updated_at: int = 0
@@ -131,13 +160,62 @@ class InvoiceRow:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """Money received once: `owed_msats = amount_msats - earned_msats` until it is refunded."""
+    """Money received once, by an invoice of ours or as a `zap`.
+
+    Of its amount `earned_msats` is earned by the work, `tip_msats` given beyond the price, and `deposit_msats` kept
+    for the customer's next job. The rest is owed: to work under way, or to be refunded.
+    """
 
     payment_hash: str
     job_id: str
     amount_msats: int
     earned_msats: int
     settled_at: int
+    deposit_msats: int = 0
+    tip_msats: int = 0
+    zap: bool = False
+
+    @property
+    def rest_msats(self) -> int:
+        """What is neither earned nor kept as a deposit."""
+        return self.amount_msats - self.earned_msats - self.deposit_msats - self.tip_msats
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """One invoice of a customer's that gives back what is due, or (without invoice) what was written off.
+
+    `own_id` is our idempotency key with the wallet, `destination` where the invoice came from. `reason` tells why
+    it failed, or why it was written off.
+    """
+
+    own_id: str
+    job_id: str
+    amount_msats: int
+    created_at: int
+    destination: str = ""
+    bolt11: str | None = None
+    payment_hash: str | None = None
+    expires_at: int | None = None
+    number: int = 0  # given when it is stored
+    state: RefundState = RefundState.COMMITTED
+    fee_msats: int = 0
+    reason: str = ""
+    updated_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Payee:
+    """Where a job's refund goes: a lightning address or a BOLT11 invoice, "" when none is known (any more).
+
+    The newest `said_at` holds. `ordered`: the operator wants it paid whatever the caps say.
+    """
+
+    job_id: str
+    destination: str
+    source: PayeeSource
+    said_at: int
+    ordered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,17 +261,25 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """Money sums over all settlements: `received = earned + in_work + refund_due`, all msats."""
+    """Money sums over all settlements and refunds, all msats.
+
+    `received = earned + in_work + refund_due + deposits + refunded + written_off`; the wallet's balance has changed
+    by `received - refunded - refund_fees`.
+    """
 
     received_msats: int
     earned_msats: int
     in_work_msats: int
     refund_due_msats: int
+    refunded_msats: int = 0
+    refund_fees_msats: int = 0
+    written_off_msats: int = 0
+    deposits_msats: int = 0
 
     @property
     def owed_msats(self) -> int:
-        """Money that is not ours (yet): for work under way, or to be given back."""
-        return self.in_work_msats + self.refund_due_msats
+        """Money that is not ours (yet): for work under way, to be given back, or kept for a customer's next job."""
+        return self.in_work_msats + self.refund_due_msats + self.deposits_msats
 
     def __add__(self, other: Books) -> Books:
         return Books(
@@ -201,6 +287,10 @@ class Books:
             self.earned_msats + other.earned_msats,
             self.in_work_msats + other.in_work_msats,
             self.refund_due_msats + other.refund_due_msats,
+            self.refunded_msats + other.refunded_msats,
+            self.refund_fees_msats + other.refund_fees_msats,
+            self.written_off_msats + other.written_off_msats,
+            self.deposits_msats + other.deposits_msats,
         )
 
     def __sub__(self, other: Books) -> Books:
@@ -209,4 +299,8 @@ class Books:
             self.earned_msats - other.earned_msats,
             self.in_work_msats - other.in_work_msats,
             self.refund_due_msats - other.refund_due_msats,
+            self.refunded_msats - other.refunded_msats,
+            self.refund_fees_msats - other.refund_fees_msats,
+            self.written_off_msats - other.written_off_msats,
+            self.deposits_msats - other.deposits_msats,
         )

@@ -39,6 +39,7 @@ JOB_COLUMNS: Final = (
     "attempts",
     "partial_sent",
     "invoices",
+    "deposit_msats",
     "result_id",
     "reason",
     "updated_at",
@@ -75,7 +76,15 @@ OUTBOX_COLUMNS: Final = (
     "deadline_at",
     "state",
 )
-SETTLEMENT_COLUMNS: Final = ("payment_hash", "amount_msats", "earned_msats", "settled_at")
+SETTLEMENT_COLUMNS: Final = (
+    "payment_hash",
+    "amount_msats",
+    "earned_msats",
+    "settled_at",
+    "deposit_msats",
+    "tip_msats",
+    "zap",
+)
 
 INSERT_JOB: Final = Insert("jobs", ("number", *JOB_COLUMNS))
 INSERT_REQUEST: Final = Insert("requests", ("job", "request_json"))
@@ -111,10 +120,11 @@ def job_of(row: Sequence[Any]) -> Job:
         attempts=row[14],
         partial_sent=bool(row[15]),
         invoices=row[16],
-        result_id=row[17],
-        reason=row[18],
-        updated_at=row[19],
-        purge_at=row[20],
+        deposit_msats=row[17],
+        result_id=row[18],
+        reason=row[19],
+        updated_at=row[20],
+        purge_at=row[21],
     )
 
 
@@ -145,6 +155,7 @@ def job_state(job: Job) -> tuple[Any, ...]:
         job.attempts,
         int(job.partial_sent),
         job.invoices,
+        job.deposit_msats,
         job.result_id,
         job.reason,
         job.updated_at,
@@ -199,7 +210,14 @@ def invoice_of(job_id: str, row: Sequence[Any]) -> InvoiceRow:
 def settlement_of(job_id: str, row: Sequence[Any]) -> Settlement:
     """Return the settlement in a row of `SETTLEMENT_COLUMNS`."""
     return Settlement(
-        payment_hash=row[0], job_id=job_id, amount_msats=row[1], earned_msats=row[2], settled_at=row[3]
+        payment_hash=row[0],
+        job_id=job_id,
+        amount_msats=row[1],
+        earned_msats=row[2],
+        settled_at=row[3],
+        deposit_msats=row[4],
+        tip_msats=row[5],
+        zap=bool(row[6]),
     )
 
 

@@ -33,12 +33,14 @@ jobs = Table(
     Column("reason", Text, nullable=False),
     Column("updated_at", Integer, nullable=False),
     Column("purge_at", Integer),
+    Column("deposit_msats", Integer, nullable=False, server_default="0"),
     CheckConstraint("price_msats >= 0"),
 )
 # Only unfinished jobs and those with text left to erase are indexed: the rest of the table is history.
 Index("jobs_unfinished", jobs.c.number, sqlite_where=jobs.c.purge_at.is_(None))
 Index("jobs_purge", jobs.c.purge_at, sqlite_where=jobs.c.purge_at > 0)
 Index("jobs_postpaid", jobs.c.number, sqlite_where=jobs.c.postpaid > 0)
+Index("jobs_deposit", jobs.c.number, sqlite_where=jobs.c.deposit_msats > 0)
 
 requests = Table(
     "requests",
@@ -97,9 +99,48 @@ settlements = Table(
     Column("amount_msats", Integer, nullable=False),
     Column("earned_msats", Integer, nullable=False),
     Column("settled_at", Integer, nullable=False),
+    Column("deposit_msats", Integer, nullable=False, server_default="0"),
+    Column("tip_msats", Integer, nullable=False, server_default="0"),
+    Column("zap", Integer, nullable=False, server_default="0"),
     CheckConstraint("earned_msats >= 0 AND earned_msats <= amount_msats"),
 )
 Index("settlements_job", settlements.c.job)
+Index("settlements_deposit", settlements.c.job, sqlite_where=settlements.c.deposit_msats > 0)
+
+# What is paid back, and what the operator decided not to pay back (a row without invoice).
+refunds = Table(
+    "refunds",
+    metadata,
+    Column("own_id", Text, primary_key=True),
+    Column("job", Integer, ForeignKey("jobs.number"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("amount_msats", Integer, nullable=False),
+    Column("destination", Text, nullable=False),
+    Column("bolt11", Text),
+    Column("payment_hash", Text, unique=True),
+    Column("expires_at", Integer),
+    Column("state", Text, nullable=False),
+    Column("fee_msats", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("updated_at", Integer, nullable=False),
+    CheckConstraint("amount_msats > 0 AND fee_msats >= 0"),
+    UniqueConstraint("job", "number"),
+)
+# Another invoice is committed only when the one before is known to have ended; the database refuses a second.
+Index("refunds_one_committed", refunds.c.job, unique=True, sqlite_where=refunds.c.state == "committed")
+Index("refunds_created", refunds.c.created_at)
+
+# Where the refund of a job is to go, as far as somebody has said it.
+payees = Table(
+    "payees",
+    metadata,
+    Column("job", Integer, ForeignKey("jobs.number"), primary_key=True),
+    Column("destination", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("said_at", Integer, nullable=False),
+    Column("ordered", Integer, nullable=False),
+)
 
 outbox = Table(
     "outbox",

@@ -1,8 +1,8 @@
 """What one transaction can do: the SQL of the hot path, plainly, in one file.
 
-A `Tx` lives on the writer thread. Its methods neither begin nor commit. The SQL is written out because
-SQLAlchemy Core costs several times the statement itself here; everything read for people goes through
-`reports.py`.
+A `Tx` lives on the writer thread; what it does about money stands in `money.py`. Its methods neither begin nor
+commit. The SQL is written out because SQLAlchemy Core costs several times the statement itself here; everything
+read for people goes through `reports.py`.
 
 Writes of the hot path are gathered (`batch.py`) and reach SQLite a table at a time when the group ends, or when
 something is read that they might change. Unfinished jobs and unconfirmed outbox items are kept in memory beside
@@ -12,35 +12,32 @@ it: the process holds the only writer, and the version check in SQL stands behin
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from pylon.store import rows
 from pylon.store.batch import Batch
 from pylon.store.errors import StaleVersion
+from pylon.store.money import MoneyTx
 from pylon.store.records import (
     Attempt,
-    Books,
-    InvoiceRow,
-    InvoiceState,
     Job,
     JournalEntry,
     Money,
     OutboxItem,
     OutboxState,
     OutboxTopic,
-    Settlement,
     Work,
 )
 
+REPLIES_SEARCHED: Final = 200_000
+
 _JOB: Final = ", ".join(rows.JOB_COLUMNS)
 _ATTEMPT: Final = ", ".join(rows.ATTEMPT_COLUMNS)
-_SETTLEMENT: Final = ", ".join(rows.SETTLEMENT_COLUMNS)
-_INVOICE: Final = ", ".join(f"i.{name}" for name in rows.INVOICE_COLUMNS)
 _OUTBOX: Final = ", ".join(f"o.{name}" for name in rows.OUTBOX_COLUMNS)
 
 
-class Tx:
+class Tx(MoneyTx):
     """The transactions of one writer, one after another, on its connection."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -51,6 +48,7 @@ class Tx:
         self._numbers: dict[str, int] = {}  # of those, and of whatever this group touched
         self._touched: set[str] = set()
         self._pending: dict[str, tuple[int, str, OutboxTopic]] = {}
+        self._deposits: dict[str, int] = {}
         self._undo: list[tuple[dict[str, Any], str, Any]] = []  # a memory, a key, what was there (None: nothing)
         self._next_job = self._next("jobs")
         self._next_item = self._next("outbox")
@@ -61,6 +59,7 @@ class Tx:
         )
         for event_id, number, job_id, topic in found:
             self._pending[event_id] = (number, job_id, OutboxTopic(topic))
+        self._load_deposits()
 
     def _next(self, table: str, number: str = "number") -> int:
         (last,) = self._connection.execute(f"SELECT coalesce(max({number}), 0) FROM {table}").fetchone()
@@ -115,6 +114,14 @@ class Tx:
         """Return the rows of a question that is asked too seldom to have a method here."""
         return self._execute(sql, params).fetchall()
 
+    def walk(self, sql: str, params: Sequence[Any] = ()) -> Iterator[Any]:
+        """Yield the rows of such a question one by one: whoever asks may stop early."""
+        return iter(self._execute(sql, params))
+
+    def change(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Make a change that is made too seldom to have a method here; returns how many rows it touched."""
+        return self._execute(sql, params).rowcount
+
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def insert_job(self, job: Job, request_json: str) -> None:
@@ -123,6 +130,7 @@ class Tx:
         self._next_job += 1
         self._batch.insert(rows.INSERT_JOB, (number, *rows.job_row(job)))
         self._batch.insert(rows.INSERT_REQUEST, (number, request_json))
+        self._add_deposit(job.customer, -job.deposit_msats)
         self._remember(job)
 
     def job(self, job_id: str) -> Job | None:
@@ -141,6 +149,7 @@ class Tx:
         self._number(after.id)
         stored_version, _ = self._saves.get(after.id, (before.version, before))
         self._saves[after.id] = (stored_version, after)
+        self._add_deposit(after.customer, before.deposit_msats - after.deposit_msats)
         self._remember(after)
 
     def _remember(self, job: Job) -> None:
@@ -242,128 +251,6 @@ class Tx:
         )
         return [JournalEntry(seq, at, topic, job_id, entry) for seq, at, topic, entry in found]
 
-    # --- invoices and money -----------------------------------------------------------------------------------
-
-    def want_invoice(self, row: InvoiceRow) -> None:
-        """Commit the intent to have an invoice made."""
-        self._execute(
-            "INSERT INTO invoices (own_id, job, number, amount_msats, created_at, expires_at, state)"
-            " VALUES (?,?,?,?,?,?,?)",
-            (
-                row.own_id,
-                self._number(row.job_id),
-                row.number,
-                row.amount_msats,
-                row.created_at,
-                row.expires_at,
-                row.state.value,
-            ),
-        )
-
-    def set_invoice(
-        self, own_id: str, state: InvoiceState, payment_hash: str, bolt11: str, expires_at: int
-    ) -> None:
-        """Store what the wallet made for one of our intents, and what we do with it."""
-        self._execute(
-            "UPDATE invoices SET state=?, payment_hash=?, bolt11=?, expires_at=? WHERE own_id=?",
-            (state.value, payment_hash, bolt11, expires_at, own_id),
-        )
-
-    def move_invoices(self, job_id: str, moves: Iterable[tuple[InvoiceState, InvoiceState]]) -> None:
-        """Move a job's invoices from one state to another."""
-        number = self._number(job_id)
-        self._executemany(
-            "UPDATE invoices SET state=? WHERE job=? AND state=?",
-            [(after.value, number, before.value) for before, after in moves],
-        )
-
-    def end_invoice(self, payment_hash: str, state: InvoiceState) -> None:
-        """Store how an invoice ended; a paid one stays paid."""
-        self._execute(
-            "UPDATE invoices SET state=? WHERE payment_hash=? AND state<>'paid'", (state.value, payment_hash)
-        )
-
-    def invoice_by_hash(self, payment_hash: str) -> InvoiceRow | None:
-        """Return the invoice with this payment hash, or None."""
-        return self._one_invoice("i.payment_hash = ?", payment_hash)
-
-    def invoice(self, own_id: str) -> InvoiceRow | None:
-        """Return the invoice with our own id, or None."""
-        return self._one_invoice("i.own_id = ?", own_id)
-
-    def _one_invoice(self, where: str, value: str) -> InvoiceRow | None:
-        row = self._execute(
-            f"SELECT j.id, {_INVOICE} FROM invoices i JOIN jobs j ON j.number = i.job WHERE {where}", (value,)
-        ).fetchone()
-        return None if row is None else rows.invoice_of(row[0], row[1:])
-
-    def invoices_of(self, job_id: str) -> list[InvoiceRow]:
-        """Return a job's invoices in order."""
-        found = self._execute(
-            f"SELECT {_INVOICE} FROM invoices i WHERE i.job = ? ORDER BY i.number", (self._number(job_id),)
-        )
-        return [rows.invoice_of(job_id, row) for row in found]
-
-    def undecided_invoices(self) -> list[InvoiceRow]:
-        """Return every invoice that is wanted, open or closing."""
-        found = self._execute(
-            f"SELECT j.id, {_INVOICE} FROM invoices i JOIN jobs j ON j.number = i.job"
-            " WHERE i.state IN ('wanted', 'open', 'closing') ORDER BY i.created_at"
-        )
-        return [rows.invoice_of(row[0], row[1:]) for row in found]
-
-    def book(self, settlement: Settlement) -> bool:
-        """Book money once; False when this payment hash is booked already."""
-        done = self._execute(
-            f"INSERT INTO settlements (job, {_SETTLEMENT}) VALUES (?,?,?,?,?) ON CONFLICT DO NOTHING",
-            (
-                self._number(settlement.job_id),
-                settlement.payment_hash,
-                settlement.amount_msats,
-                settlement.earned_msats,
-                settlement.settled_at,
-            ),
-        )
-        return bool(done.rowcount)
-
-    def is_booked(self, payment_hash: str) -> bool:
-        """Tell whether this payment hash is booked."""
-        found = self._execute("SELECT 1 FROM settlements WHERE payment_hash = ?", (payment_hash,)).fetchone()
-        return found is not None
-
-    def earn(self, job_id: str, price_msats: int) -> int:
-        """Turn up to the price of what a job's first settlement holds from owed into earned; return how much.
-
-        Counts once: a job that has earned already earns nothing more.
-        """
-        settlements = self.settlements_of(job_id)
-        if not settlements or any(each.earned_msats for each in settlements):
-            return 0
-        first = settlements[0]
-        earned_msats = min(first.amount_msats, price_msats)
-        self._execute(
-            "UPDATE settlements SET earned_msats=? WHERE payment_hash=?", (earned_msats, first.payment_hash)
-        )
-        return earned_msats
-
-    def settlements_of(self, job_id: str) -> list[Settlement]:
-        """Return what was received for a job, in the order it was booked."""
-        found = self._execute(
-            f"SELECT {_SETTLEMENT} FROM settlements WHERE job = ? ORDER BY rowid", (self._number(job_id),)
-        )
-        return [rows.settlement_of(job_id, row) for row in found]
-
-    def books(self) -> Books:
-        """Return the sums over all settlements."""
-        received, earned, in_work = self._execute(
-            "SELECT coalesce(sum(received), 0), coalesce(sum(earned), 0), coalesce(sum(CASE WHEN money = 'settled'"
-            " AND work IN ('queued', 'running', 'produced') THEN min(received - earned, price) ELSE 0 END), 0)"
-            " FROM (SELECT j.money AS money, j.work AS work, j.price_msats AS price,"
-            " sum(s.amount_msats) AS received, sum(s.earned_msats) AS earned"
-            " FROM settlements s JOIN jobs j ON j.number = s.job GROUP BY s.job)"
-        ).fetchone()
-        return Books(received, earned, in_work, received - earned - in_work)
-
     # --- outbox -----------------------------------------------------------------------------------------------
 
     def add_outbox(self, item: OutboxItem) -> None:
@@ -391,6 +278,17 @@ class Tx:
         )
         return [rows.outbox_of(row[0], row[1:]) for row in found]
 
+    def job_of_reply(self, event_id: str) -> Job | None:
+        """Return the job to which one of our newest `REPLIES_SEARCHED` events belongs, or None.
+
+        There is no index on event ids, which every job would pay for: this is asked of paid zaps alone.
+        """
+        row = self._execute(
+            "SELECT j.id FROM outbox o JOIN jobs j ON j.number = o.job WHERE o.number > ? AND o.event_id = ?",
+            (self._next_item - REPLIES_SEARCHED, event_id),
+        ).fetchone()
+        return None if row is None else self.job(row[0])
+
     def dead_letters(self) -> int:
         """Return how many items ended unconfirmed."""
         (count,) = self._execute("SELECT count(*) FROM outbox WHERE state = 'dead'").fetchone()
@@ -403,6 +301,10 @@ class Tx:
         self._execute(
             "INSERT INTO marks VALUES (?,?) ON CONFLICT (name) DO UPDATE SET value=excluded.value", (name, value)
         )
+
+    def clear_mark(self, name: str) -> None:
+        """Forget the number under a name."""
+        self._execute("DELETE FROM marks WHERE name = ?", (name,))
 
     def marks(self) -> dict[str, int]:
         """Return every remembered number."""

@@ -35,6 +35,10 @@ class Fields:
             raise BadAnswer(f"a {name} that is not a text of up to {most} characters")
         return value
 
+    def text_or_none(self, name: str, most: int = MAX_ID_CHARS) -> str | None:
+        """Return a text of up to `most` characters, None when null or missing."""
+        return None if self._value.get(name) is None else self.text(name, most)
+
     def digest(self, name: str) -> str:
         """Return 64 lower-case hex digits."""
         value = self._value.get(name)
@@ -57,6 +61,13 @@ class Fields:
         """Return a whole number from 0 to `most`, None when null or missing."""
         return None if self._value.get(name) is None else self.number(name, most)
 
+    def flag(self, name: str) -> bool:
+        """Return true or false."""
+        value = self._value.get(name)
+        if not isinstance(value, bool):
+            raise BadAnswer(f"a {name} that is neither true nor false")
+        return value
+
     def state(self, name: str) -> PaymentState:
         """Return a payment state."""
         try:
@@ -64,12 +75,20 @@ class Fields:
         except (KeyError, ValueError):
             raise BadAnswer(f"a {name} that is not one of {', '.join(PaymentState)}") from None
 
-    def objects(self, name: str) -> list[Fields]:
-        """Return a list of objects."""
+    def mapping(self, name: str) -> dict[str, Any]:
+        """Return an object as it came."""
+        return Fields(self._value.get(name))._value
+
+    def items(self, name: str) -> list[Any]:
+        """Return a list as it came."""
         value = self._value.get(name)
         if not isinstance(value, list):
             raise BadAnswer(f"{name} that are not a list")
-        return [Fields(item) for item in value]
+        return value
+
+    def objects(self, name: str) -> list[Fields]:
+        """Return a list of objects."""
+        return [Fields(item) for item in self.items(name)]
 
     def object_or_none(self, name: str) -> Fields | None:
         """Return an object, or None where the member is null. A missing member is a fault."""

@@ -22,7 +22,7 @@ from pylon.jobs.ports import (
 )
 from pylon.nostr.bolt11 import BadInvoice, read_invoice
 from pylon.nostr.event import is_hex
-from pylon.nostr.nip47 import BadReply, ErrorCode, Failure, Result, TransactionState, WalletTransaction
+from pylon.nostr.nip47 import BadReply, ErrorCode, Failure, Method, Result, TransactionState, WalletTransaction
 from pylon.text import printable
 
 _STATES: Final = {
@@ -32,7 +32,7 @@ _STATES: Final = {
     TransactionState.FAILED: PaymentState.FAILED,
 }
 _REFUSALS: Final[Mapping[str, str]] = {
-    ErrorCode.UNAUTHORIZED: "the wallet does not know this connection (any more): make a new one there",
+    ErrorCode.UNAUTHORIZED: "the wallet does not know this connection any more: make a new one there",
     ErrorCode.UNSUPPORTED_ENCRYPTION: "the wallet refuses the encryption that it offers",
     ErrorCode.RESTRICTED: "the wallet does not allow this connection to {method}",
     ErrorCode.QUOTA_EXCEEDED: "the budget of this connection in the wallet is used up",
@@ -41,6 +41,9 @@ _REFUSALS: Final[Mapping[str, str]] = {
     ErrorCode.NOT_FOUND: "the wallet does not find what {method} is about",
     ErrorCode.PAYMENT_FAILED: "the payment failed",
 }
+_FAULTS: Final = frozenset(
+    {ErrorCode.INTERNAL, ErrorCode.RATE_LIMITED, ErrorCode.UNAUTHORIZED, ErrorCode.UNSUPPORTED_ENCRYPTION}
+)
 _CONNECTION_FAULTS: Final = frozenset({ErrorCode.UNAUTHORIZED, ErrorCode.UNSUPPORTED_ENCRYPTION})
 
 
@@ -52,16 +55,24 @@ def error_of(failure: Failure, method: str, *, mutating: bool) -> WalletError:
     """Return a wallet's "no" as the error of ours that it is.
 
     `INTERNAL`, `OTHER` and codes that we do not know tell nothing of whether a changing request was carried out.
+    But an invoice that the wallet does not show can be paid by nobody, and `OTHER` is how some refuse its amount.
     """
     words = printable(failure.message)
-    tail = f": {words}" if words else ""
+    tail = f" (it says: {words})" if words else ""
     if failure.code in _REFUSALS:
         kind = ConnectionRefused if failure.code in _CONNECTION_FAULTS else WalletRefused
         return kind(_REFUSALS[failure.code].format(method=method) + tail)
     if failure.code == ErrorCode.RATE_LIMITED:
         return WalletUnavailable(f"the wallet wants to be asked less often{tail}")
+    if failure.code == ErrorCode.OTHER and method == Method.MAKE_INVOICE:
+        return WalletRefused(f"the wallet refuses to make the invoice{tail}")
     sentence = f"the wallet failed at {method} ({printable(failure.code)}){tail}"
     return WalletAmbiguous(sentence) if mutating else WalletUnavailable(sentence)
+
+
+def is_fault(failure: Failure) -> bool:
+    """Tell whether a "no" says that the wallet is not well, or that the connection is not; others are answers."""
+    return failure.code in _FAULTS
 
 
 def description_of(own_id: str, description: str) -> str:

@@ -25,17 +25,19 @@ from pylon.nostr.nip47 import (
     read_transactions,
     read_words,
 )
-from pylon.wallets.nwc_answers import ConnectionRefused, error_of
+from pylon.wallets.nwc_answers import ConnectionRefused, error_of, is_fault
 from pylon.wallets.nwc_link import NwcLink
 
 PAGE: Final = 20
 """Transactions asked for at once: more would not fit into the 64 KiB that NIP-44 and many relays carry."""
 
-MAX_LISTED: Final = 10_000
+MAX_LISTED: Final = 100_000
 LOOK_BACK_S: Final = 8 * 86_400
 """How far back a wallet's list is searched: longer than any job lives."""
 
 _FRESH_S: Final = 10.0  # for so long after an answer the wallet is not asked how it is
+_NOT_OFFERED: Final = frozenset({ErrorCode.RESTRICTED, ErrorCode.NOT_IMPLEMENTED})
+_NOT_LOOKED_UP: Final = _NOT_OFFERED | {ErrorCode.OTHER}
 _NETWORKS: Final = {"mainnet": "bitcoin"}
 _ABILITIES: Final = {
     Method.PAY_INVOICE: WalletAbility.PAY,
@@ -56,6 +58,7 @@ class NwcCalls:
         self._fault = "not asked yet"
         self._answered_at: float | None = None
         self._methods: frozenset[str] | None = None
+        self._withheld: set[str] = set()  # methods that were announced, and refused
         self.network = ""
 
     # --- health -----------------------------------------------------------------------------------------------
@@ -79,14 +82,14 @@ class NwcCalls:
         info = self._link.info
         if info is None:
             return frozenset()
-        methods = self._methods or info.methods
+        methods = (self._methods or info.methods) - self._withheld
         found = {ability for method, ability in _ABILITIES.items() if method in methods}
         return frozenset(found | {WalletAbility.PUSH} if "payment_received" in info.notifications else found)
 
     async def offers(self, method: Method) -> bool:
         """Tell whether this connection has a method. Raises `WalletUnavailable`."""
         methods = self._methods or (await self._link.ready()).methods
-        return not methods or method in methods
+        return method not in self._withheld and (not methods or method in methods)
 
     # --- calls ------------------------------------------------------------------------------------------------
 
@@ -104,28 +107,36 @@ class NwcCalls:
         try:
             reply = await self._link.ask(method, params, mutating=mutating, timeout_s=timeout_s)
         except WalletError as error:
-            self._note(error)
+            if not isinstance(error, WalletRefused) or isinstance(error, ConnectionRefused):
+                self._note(error)
             raise
-        self._note(error_of(reply, method, mutating=mutating) if isinstance(reply, Failure) else None)
+        fault = None
+        if isinstance(reply, Failure) and is_fault(reply):
+            fault = error_of(reply, method, mutating=mutating)
+        self._note(fault)
         return reply
 
     async def by_hash(self, payment_hash: str, *, incoming: bool) -> WalletTransaction | None:
         """Return what the wallet knows under a payment hash, in one direction.
 
-        A wallet that paid itself has it in both and shows one; and of a payment it must be certain that it was not
-        made. Then its list tells.
+        The wallet's list tells where a look-up does not: one that paid itself has it in both directions and shows
+        one, some know no look-ups or none of payments, and of a payment it must be certain that it was not made.
         """
         if not is_hex(payment_hash, 64):
             return None
         reply = await self.call(Method.LOOKUP_INVOICE, {"payment_hash": payment_hash})
-        if not (isinstance(reply, Failure) and reply.code == ErrorCode.NOT_FOUND):
+        missing = isinstance(reply, Failure) and reply.code == ErrorCode.NOT_FOUND
+        if missing and incoming:
+            return None
+        helpless = isinstance(reply, Failure) and reply.code in (_NOT_OFFERED if incoming else _NOT_LOOKED_UP)
+        if not missing and not (helpless and await self.offers(Method.LIST_TRANSACTIONS)):
             found = self._understood(reply, Method.LOOKUP_INVOICE, _transaction_under(payment_hash), mutating=False)
             if found.incoming in (incoming, None):
                 return found
-        elif incoming:
-            return None
         since = int(self._clock()) - LOOK_BACK_S
         listed = await self.list_all(since, incoming=incoming, unpaid=True)
+        if isinstance(reply, Failure) and not missing and not await self.offers(Method.LIST_TRANSACTIONS):
+            raise error_of(reply, Method.LOOKUP_INVOICE, mutating=False)  # the list is withheld too
         return next((each for each in listed if each.payment_hash == payment_hash), None)
 
     async def list_all(self, since: int, *, incoming: bool | None, unpaid: bool) -> list[WalletTransaction]:
@@ -143,7 +154,11 @@ class NwcCalls:
         before: list[WalletTransaction] = []
         offset = 0
         while offset < MAX_LISTED:
-            count, page = await self.ask(Method.LIST_TRANSACTIONS, {**params, "offset": offset}, _page)
+            reply = await self.call(Method.LIST_TRANSACTIONS, {**params, "offset": offset})
+            if isinstance(reply, Failure) and reply.code in _NOT_OFFERED:
+                self._withheld.add(Method.LIST_TRANSACTIONS)
+                return []
+            count, page = self._understood(reply, Method.LIST_TRANSACTIONS, _page, mutating=False)
             if (
                 not count
                 or (page and page == before)
@@ -186,7 +201,7 @@ class NwcCalls:
             raise unclear from error
 
     def _note(self, error: WalletError | None) -> None:
-        if error is None or (isinstance(error, WalletRefused) and not isinstance(error, ConnectionRefused)):
+        if error is None:
             self._fault = ""
             self._answered_at = self._clock()
         else:

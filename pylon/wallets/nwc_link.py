@@ -293,13 +293,16 @@ class NwcLink:
 
     def _filters(self, since: int) -> Sequence[Filter]:
         wallet = [self._uri.wallet]
-        ours: Filter = {
-            "kinds": [RESPONSE_KIND, *sorted(_NOTICE_KINDS)],
+        # Some services name no client in their responses (@getalby/sdk's does not): these are asked for by author
+        # alone. One with the same key for all of its clients sends us theirs too, dropped before they cost a check.
+        responses: Filter = {"kinds": [RESPONSE_KIND], "authors": wallet, "since": since}
+        notices: Filter = {
+            "kinds": sorted(_NOTICE_KINDS),
             "authors": wallet,
             "#p": [self._uri.key.public_hex],
             "since": since,
         }
-        return [{"kinds": [INFO_KIND], "authors": wallet, "limit": 1}, ours]
+        return [{"kinds": [INFO_KIND], "authors": wallet, "limit": 1}, responses, notices]
 
 
 def _unclear(mutating: bool, sentence: str) -> WalletError:

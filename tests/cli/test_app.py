@@ -192,7 +192,7 @@ def test_shell_completion_knows_commands_and_their_options(tmp_path: Path) -> No
         return done.stdout.split()
 
     assert completed("pylon st", 1) == ["start", "stop", "status"]
-    assert completed("pylon jobs ", 2) == ["list", "show", "cancel"]
+    assert completed("pylon jobs ", 2) == ["list", "show", "cancel", "refused"]
     assert "--money" in completed("pylon jobs list --m", 3)
 
 

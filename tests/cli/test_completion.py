@@ -40,7 +40,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     ("words", "completed"),
     [
         (["jo"], {"jobs"}),
-        (["jobs", ""], {"list", "show", "cancel"}),
+        (["jobs", ""], {"list", "show", "cancel", "refused"}),
         (["relays", "re"], {"remove"}),
         (["completion", ""], {"bash", "zsh", "fish"}),
         (["status", "--w"], {"--watch"}),

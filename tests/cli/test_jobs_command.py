@@ -49,6 +49,21 @@ def printed(capsys: Captured) -> str:
     return out
 
 
+def test_refused(running: Path, capsys: Captured) -> None:
+    assert run(["jobs", "refused"]) == 0
+    text = printed(capsys)
+    assert "11 accepted, 4 refused or dropped" in text
+    assert "3  bid-too-low" in text and "\\x1b[31mred" in text
+    assert "2  gpt-4o" in text
+    assert run(["jobs", "refused", "--json"]) == 0
+    assert json.loads(printed(capsys))["missed_models"] == {"gpt-4o": 2}
+
+
+def test_what_was_refused_is_known_to_a_running_daemon_alone(stopped: Path, capsys: Captured) -> None:
+    assert run(["jobs", "refused"]) == 3
+    assert "pylon start" in capsys.readouterr().err
+
+
 def test_list(running: Path, capsys: Captured) -> None:
     assert run(["jobs", "list"]) == 0
     head, *rows = printed(capsys).splitlines()
@@ -152,8 +167,10 @@ class _OfflineViews:
             raise NotFound(f"no job's id starts with {id_or_prefix}")
         return JobDetail(JOBS[0], (JournalLine(1, "from the database"),))
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
-        return EarningsView(EarningsBy(by), 5, STATUS.books, since)
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        return EarningsView(EarningsBy(by), 5, STATUS.books, since, until=until)
 
 
 @pytest.fixture

@@ -144,3 +144,45 @@ async def test_a_wallet_that_is_away_refuses_paid_work_clearly_until_it_is_back(
         await service.receive(await waiting.invoice())
         await waiting.result()
         assert len({each.payment_hash for each in service.entries}) == 2, "each invoice was made once"
+
+
+async def test_no_sat_is_lost_while_everything_goes_and_comes(tmp_path: Path) -> None:
+    """Twenty jobs; meanwhile the daemon is killed, the service stops, and its relay dies, while work is open."""
+    jobs = 20
+    with relay_process() as market, relay_process() as private:
+        async with nwc_service(private.url) as service:
+            payment = {**PREPAY, "max_open_invoices_per_customer": jobs}
+            settings = market_settings(market.url, wallet={**NWC, "timeout_s": 1}, payment=payment)
+            async with provider(tmp_path, settings, started=False) as daemon:
+                daemon._environ["PYLON_WALLET_URI"] = service.uri
+                await daemon.start()
+                async with shop(market.url, provider=daemon.pubkey) as customer:
+                    orders = [await customer.order(f"job {number}") for number in range(jobs)]
+
+                    async def pay(order: Order) -> None:
+                        await service.receive(await order.invoice(limit_s=60))
+                        await order.result(60)
+
+                    async def disturb() -> None:
+                        daemon.kill()
+                        await service.stop()
+                        daemon.launch()
+                        await daemon.until(
+                            lambda status: "did not answer" in wallet_line(status), "told of silence"
+                        )
+                        private.kill()
+                        await daemon.until(
+                            lambda status: "no relay of the" in wallet_line(status), "told of a relay"
+                        )
+                        private.start()
+                        await service.start()
+
+                    await orders[0].invoice()
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(disturb)
+                        for order in orders:
+                            tasks.start_soon(pay, order)
+                    paid_msats = sum(each.amount_msats for each in service.entries if each.state == "settled")
+                    assert await earned_msats(daemon, service) == paid_msats
+                    assert [len(order.results) for order in orders] == [1] * jobs
+                    assert "Traceback" not in daemon.log()

@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import ErrorPrefix
 from pylon.store.records import Money, Work
 from tests.support.openai_server import STREAM_HEAD, ScriptedServer, Wire, framed, piece, scripted_server
@@ -392,3 +393,26 @@ async def test_a_fault_of_the_running_daemon_is_one_line_too(tmp_path: Path) -> 
         assert last.startswith("pylon: ")
         assert os.fspath(daemon.paths.control_socket) in last
         assert "Traceback" not in done.stderr
+
+
+async def test_the_lists_of_customers_are_read_again_on_sighup(tmp_path: Path) -> None:
+    deny = tmp_path / "deny.txt"
+    deny.write_text("")
+    async with market(tmp_path, intake={"deny_file": str(deny)}) as (daemon, customer, _):
+        await (await customer.order("first")).result()
+        deny.write_text(f"{customer.key.public_hex}\n")
+        daemon.send(signal.SIGHUP)
+        await daemon.logged("were read again")
+        order = await customer.order("second", providers=[daemon.pubkey])
+        await order.until(lambda order: order.errors, "refusal")
+        assert order.errors[0].startswith(ErrorPrefix.RESTRICTED)
+        await customer.order("third", params=[("model", ["gpt-4o"])], key=SecretKey.generate())
+        await daemon.until(lambda status: status.missed_models == {"gpt-4o": 1}, "missing a model")
+        told = await daemon.pylon("jobs", "refused")
+        assert told.returncode == 0
+        assert "unsupported-model" in told.stdout and "restricted" in told.stdout and "gpt-4o" in told.stdout
+        deny.write_text("nobody\n")
+        daemon.send(signal.SIGHUP)
+        await daemon.logged("stay as they were")
+        order = await customer.order("fourth", providers=[daemon.pubkey])
+        await order.until(lambda order: order.errors, "refusal")

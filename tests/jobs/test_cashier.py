@@ -19,7 +19,7 @@ from pylon.nostr.nip90 import FeedbackStatus
 from pylon.store.records import InvoiceRow, InvoiceState, Money, Work
 from tests.support.events import CUSTOMER, STRANGER
 from tests.support.house import PRICE_MSATS, House, World, open_house, rows, until
-from tests.support.stand_ins import RELAY, Ambiguous, CreateFault, FakeBackend, Hang, Lie, Refusal, Unavailable
+from tests.support.stand_ins import RELAY, Ambiguous, Bug, CreateFault, FakeBackend, Hang, Lie, Refusal, Unavailable
 
 
 async def ends_paid(house: House, request: Event, *, received_msats: int = PRICE_MSATS) -> None:
@@ -148,13 +148,13 @@ async def test_told_again_and_again_it_is_booked_once(tmp_path: Path) -> None:
         await ends_paid(house, request)
 
 
-async def test_what_is_too_much_is_owed(tmp_path: Path) -> None:
+async def test_what_is_too_much_is_kept_for_the_next_job(tmp_path: Path) -> None:
     world = World(tmp_path / "db")
     async with open_house(world) as house:
         request = house.ask()
         await house.pay(request.id, PRICE_MSATS + 1)
         await ends_paid(house, request, received_msats=PRICE_MSATS + 1)
-        assert house.engine.books.refund_due_msats == 1
+        assert house.engine.books.deposits_msats == 1
 
 
 @pytest.mark.parametrize("push", [False, True])
@@ -249,6 +249,20 @@ async def test_while_the_wallet_cannot_say_no_second_invoice_is_made(tmp_path: P
         await house.pay(request.id)
         await ends_paid(house, request)
         assert len(world.wallet.made) == 1
+
+
+async def test_a_bug_in_a_wallet_costs_neither_the_daemon_nor_the_job(tmp_path: Path) -> None:
+    world = World(tmp_path / "db")
+    world.cashier = replace(world.cashier, retry_max_s=0.01)
+    world.wallet.create_faults.append(Bug())
+    async with open_house(world) as house:
+        request = house.ask()
+        invoice = await house.invoiced(request.id)
+        assert invoice.bolt11 is not None
+        assert house.cashier is not None
+        assert house.cashier.counters["fault"] == 1
+        world.wallet.settle(world.wallet.made[0].payment_hash)
+        await ends_paid(house, request)
 
 
 async def test_a_wallet_that_is_down_makes_the_invoice_later(tmp_path: Path) -> None:
@@ -508,7 +522,7 @@ async def test_an_invoice_that_the_wallet_closed_early_is_replaced(tmp_path: Pat
         await ends_paid(house, request)
 
 
-async def test_the_second_invoice_of_a_job_is_owed_when_it_is_paid_too(tmp_path: Path) -> None:
+async def test_the_second_invoice_of_a_job_pays_for_the_next_when_it_is_paid_too(tmp_path: Path) -> None:
     world = World(tmp_path / "db")
     async with open_house(world) as house:
         request = house.ask()
@@ -521,7 +535,7 @@ async def test_the_second_invoice_of_a_job_is_owed_when_it_is_paid_too(tmp_path:
         world.wallet.settle(first)
         await until(lambda: house.engine.books.received_msats == 2 * PRICE_MSATS)
         await ends_paid(house, request, received_msats=2 * PRICE_MSATS)
-        assert house.engine.books.refund_due_msats == PRICE_MSATS
+        assert house.engine.books.deposits_msats == PRICE_MSATS
 
 
 async def test_a_lost_invoice_that_is_paid_after_all_is_taken(tmp_path: Path) -> None:

@@ -353,7 +353,7 @@ async def test_cancelled_after_the_first_partial_the_charge_stands(tmp_path: Pat
         await check_money(house)
 
 
-async def test_what_overpays_a_cancelled_stream_is_owed(tmp_path: Path) -> None:
+async def test_what_overpays_a_cancelled_stream_is_kept(tmp_path: Path) -> None:
     world = manual(World(tmp_path / "db"))
     async with open_house(world) as house:
         request = house.ask()
@@ -363,7 +363,7 @@ async def test_what_overpays_a_cancelled_stream_is_owed(tmp_path: Path) -> None:
         house.cancel(request.id)
         await house.reaches(request.id, Work.CANCELLED, Money.SETTLED)
         assert house.engine.books.earned_msats == PRICE_MSATS
-        assert house.engine.books.refund_due_msats == 500
+        assert house.engine.books.deposits_msats == 500
         await check_money(house)
 
 

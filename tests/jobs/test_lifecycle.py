@@ -15,14 +15,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pylon.jobs import effects as do
 from pylon.jobs import facts, lifecycle
+from pylon.jobs.giving_back import GIVING_BACK
 from pylon.jobs.ports import Invoice
 from pylon.nostr.nip90 import FeedbackStatus
-from pylon.store.records import ENDED, Job, Money, Work
+from pylon.store.records import ENDED, Job, Money, Refund, RefundState, Work
 
 PAGE = Path(__file__).parents[2] / "docs" / "lifecycle.md"
 RULES = lifecycle.Rules(max_attempts=3, max_invoices=2)
 HASH = "ab" * 32
 INVOICE = Invoice("own", HASH, "lnbcrt1", 2000, 100, 700)
+REFUND = Refund("back", "01" * 32, 2000, 100, "alice@pay.example", "lnbcrt1", HASH, 700)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def split(cell: str) -> tuple[str, ...]:
     return tuple(each.strip() for each in cell.split(",") if each.strip())
 
 
+TOLD_APART = ("paid", "paid_short", "zapped", "refund_started", "refund_paid", "refund_failed")
 OF_AN_ATTEMPT = facts.Output | facts.Metered | facts.AttemptFailed
 
 ROWS = [
@@ -69,19 +72,31 @@ FACTS: dict[str, list[facts.Fact]] = {
     "invoice_refused": [facts.InvoiceRefused("own", "no")],
     "paid": [facts.Paid(HASH, 2000, 150)],
     "paid_short": [facts.PaidShort(HASH, 1, 150)],
+    "zapped": [facts.Zapped(HASH, amount, 150, whose) for amount in (1, 2000) for whose in (False, True)],
     "invoice_dead": [facts.InvoiceDead(HASH, lost_early=early) for early in (False, True)],
     "started": [facts.Started(), facts.Started("another")],
     "rerouted": [facts.Rerouted(1, "another")],
     "partial_sent": [facts.PartialSent()],
     "output": [facts.Output(1, "cd" * 32, "{}", facts.Usage())],
-    "metered": [facts.Metered(1, "text", price, facts.Usage()) for price in (1000, 9000)],
+    "metered": [
+        facts.Metered(1, "text", price, facts.Usage(), deposit)
+        for price, deposit in ((1000, 0), (9000, 1000), (1000, 1000), (9000, 9000))
+    ],
     "attempt_failed": [facts.AttemptFailed(1, "broke", retryable=retryable) for retryable in (False, True)],
     "confirmed": [facts.Confirmed()],
     "gave_up": [facts.GaveUp("no relay")],
     "cancel_by_customer": [facts.Cancel(facts.CancelledBy.CUSTOMER)],
     "cancel_by_operator": [facts.Cancel(facts.CancelledBy.OPERATOR)],
     "deadline": [facts.Deadline()],
+    "refund_started": [facts.RefundStarted(REFUND)],
+    "refund_paid": [facts.RefundPaid("back", HASH, 2000, 2, left) for left in (0, 500)],
+    "refund_failed": [
+        facts.RefundFailed("back", "x", "no route", retryable=retryable) for retryable in (False, True)
+    ],
+    "payee_refused": [facts.PayeeRefused("lnbcrt1", "it asks too much")],
+    "written_off": [facts.WrittenOff("paid by hand")],
     "restarted": [facts.Restarted()],
+    "found": [facts.Found("cd" * 32)],
 }
 
 
@@ -93,6 +108,7 @@ def make_job(
     partial: bool = False,
     invoices: int = 1,
     postpaid: bool = False,
+    deposit: int = 0,
 ) -> Job:
     return Job(
         id="01" * 32,
@@ -110,6 +126,7 @@ def make_job(
         partial_sent=partial,
         invoices=invoices,
         postpaid=postpaid,
+        deposit_msats=deposit,
     )
 
 
@@ -123,8 +140,22 @@ def condition(job: Job, fact: facts.Fact) -> set[str]:
         "last attempt" if last else "attempts left",
         "partial sent" if job.partial_sent else "no partial sent",
         "postpaid" if job.postpaid else "not postpaid",
+        "from a deposit" if job.deposit_msats >= job.price_msats else "paid",
         "postpaid, partial sent" if job.postpaid and job.partial_sent else "not postpaid, or no partial sent",
     }
+    source = "from a deposit" if job.deposit_msats >= job.price_msats else "paid"
+    holds |= {f"{each}, {source}" for each in ("last attempt", "no partial sent") if each in holds}
+    if isinstance(fact, facts.Metered) and job.postpaid:
+        covered = fact.deposit_msats >= min(fact.price_msats, job.price_msats)
+        holds.add("postpaid, from a deposit" if covered else "postpaid, something to pay")
+    if isinstance(fact, facts.Zapped):
+        enough = fact.amount_msats >= job.price_msats - job.deposit_msats
+        holds.add("the price" if enough else "less")
+        holds.add("the price, postpaid" if enough and job.postpaid else "less, or not postpaid")
+    if isinstance(fact, facts.RefundPaid):
+        holds.add("more is due" if fact.left_msats else "nothing left")
+    if isinstance(fact, facts.RefundFailed):
+        holds.add("another can be fetched" if fact.retryable else "the customer must send another")
     if isinstance(fact, facts.InvoiceDead):
         left = "invoices left" if job.invoices < RULES.max_invoices else "none left"
         holds |= {"lost early", f"lost early, {left}"} if fact.lost_early else {"expired"}
@@ -145,11 +176,17 @@ def variants() -> list[tuple[Job, facts.Fact, str]]:
     for (work, money), name in itertools.product(sorted(PAIRS), FACT_NAMES):
         for fact in FACTS[name]:
             # Facts of an attempt name the current one, so it is varied with them.
-            several = itertools.product((1, 3), (False, True), (1, 2), (False, True))
-            for attempts, partial, invoices, postpaid in several:
+            several = itertools.product((1, 3), (False, True), (1, 2), (False, True), (0, 1000, 2000))
+            for attempts, partial, invoices, postpaid, deposit in several:
                 current = replace(fact, attempt=attempts) if isinstance(fact, OF_AN_ATTEMPT) else fact
                 job = make_job(
-                    work, money, attempts=attempts, partial=partial, invoices=invoices, postpaid=postpaid
+                    work,
+                    money,
+                    attempts=attempts,
+                    partial=partial,
+                    invoices=invoices,
+                    postpaid=postpaid,
+                    deposit=deposit,
                 )
                 found.append((job, current, name))
     return found
@@ -203,7 +240,12 @@ def test_the_page_names_every_fact_and_effect() -> None:
 
 def test_the_pairs_are_exactly_those_reachable() -> None:
     reached = set()
-    frontier = [lifecycle.begin(make_job(Work.QUEUED, Money.NONE, attempts=0), mode).job for mode in facts.Mode]
+    frontier = [
+        lifecycle.begin(make_job(Work.QUEUED, Money.NONE, attempts=0, deposit=deposit), mode).job
+        for mode in facts.Mode
+        for deposit in (0, 1000, 2000)
+        if not deposit or mode is facts.Mode.PREPAY
+    ]
     seen = set(frontier)
     while frontier:
         job = frontier.pop()
@@ -258,10 +300,13 @@ class JobStory(RuleBasedStateMachine):
         self.asked_msats = 0
         self.booked_msats: list[int] = []
         self.earned_msats = 0
+        self.committed: list[Refund] = []  # under way: at most one
+        self.given_back_msats: dict[RefundState, int] = defaultdict(int)
 
-    @initialize(mode=st.sampled_from(facts.Mode))
-    def start(self, mode: facts.Mode) -> None:
-        step = lifecycle.begin(self.job, mode)
+    @initialize(mode=st.sampled_from(facts.Mode), deposit=st.sampled_from([0, 0, 1000, 2000]))
+    def start(self, mode: facts.Mode, deposit: int) -> None:
+        self.deposit_msats = deposit if mode is facts.Mode.PREPAY else 0
+        step = lifecycle.begin(self.job.evolve(deposit_msats=self.deposit_msats), mode)
         self.job, self.effects, self.mode = step.job, list(step.effects), mode
         self.history = [self.job]
 
@@ -272,14 +317,27 @@ class JobStory(RuleBasedStateMachine):
         self.history.append(self.job)
         for effect in step.effects:
             if isinstance(effect, do.WantInvoice):
-                self.asked_msats = self.job.price_msats
+                self.asked_msats = self.job.price_msats - self.job.deposit_msats
             elif isinstance(effect, do.BookMoney):
                 self.booked_msats.append(effect.amount_msats)
             elif isinstance(effect, do.Earn):
-                self.earned_msats = min(self.booked_msats[0], self.job.price_msats)
+                received_msats = self.booked_msats[0] if self.booked_msats else 0
+                self.earned_msats = min(received_msats + self.job.deposit_msats, self.job.price_msats)
+            elif isinstance(effect, do.PayRefund):
+                self.committed.append(effect.refund)
+            elif isinstance(effect, do.EndRefund):
+                self.given_back_msats[effect.state] += self.committed.pop().amount_msats
+            elif isinstance(effect, do.WriteOff):
+                self.given_back_msats[RefundState.WRITTEN_OFF] += self.due_msats
         return step
 
-    @rule(data=st.data(), name=st.sampled_from([n for n in FACT_NAMES if n not in ("paid", "paid_short")]))
+    @property
+    def due_msats(self) -> int:
+        """What is owed and not for work, a refund under way included."""
+        ended = self.given_back_msats[RefundState.PAID] + self.given_back_msats[RefundState.WRITTEN_OFF]
+        return 0 if self.earned_msats else sum(self.booked_msats) - ended
+
+    @rule(data=st.data(), name=st.sampled_from([n for n in FACT_NAMES if n not in TOLD_APART]))
     def anything(self, data: st.DataObject, name: str) -> None:
         fact = data.draw(st.sampled_from(FACTS[name]))
         if isinstance(fact, OF_AN_ATTEMPT):
@@ -302,12 +360,57 @@ class JobStory(RuleBasedStateMachine):
         kind = facts.Paid if amount >= self.asked_msats else facts.PaidShort
         self.tell(kind(f"{self.hashes:064x}", amount, 150))
 
+    @rule(amount=st.sampled_from([1, 1000, 2000, 5000]), by_customer=st.booleans())
+    def zap(self, amount: int, by_customer: bool) -> None:
+        self.hashes += 1
+        self.tell(facts.Zapped(f"{self.hashes:064x}", amount, 150, by_customer))
+
+    # As the recorder tells it: over what is due, and about the refund under way.
+    @rule()
+    def start_refund(self) -> None:
+        self.tell(facts.RefundStarted(replace(REFUND, amount_msats=self.due_msats)))
+
+    @precondition(lambda self: self.committed)
+    @rule(paid=st.booleans(), fee_msats=st.integers(0, 9))
+    def end_refund(self, paid: bool, fee_msats: int) -> None:
+        amount = self.committed[0].amount_msats
+        if paid:
+            self.tell(facts.RefundPaid("back", HASH, amount, fee_msats, self.due_msats - amount))
+        else:
+            self.tell(facts.RefundFailed("back", "x", "no route", retryable=fee_msats > 4))
+
+    @rule(name=st.sampled_from(["written_off", "payee_refused"]))
+    def decide(self, name: str) -> None:
+        self.tell(FACTS[name][0])
+
+    @invariant()
+    def what_is_due_is_given_back_once(self) -> None:
+        assert len(self.committed) == (self.job.money is Money.REFUNDING)
+        assert self.due_msats >= 0
+        if self.job.money in (Money.REFUND_DUE, Money.REFUNDING):
+            assert self.due_msats > 0
+        if self.job.money in (Money.REFUNDED, Money.WRITTEN_OFF):
+            assert self.due_msats == 0
+            said = [each.prefix for each in self.effects if isinstance(each, do.Say)]
+            assert "refunded" in said or "written-off" in said
+
     @invariant()
     def money_is_never_lost(self) -> None:
         booked = [each for each in self.effects if isinstance(each, do.BookMoney)]
-        assert len(booked) == self.hashes
+        gifts = [each for each in self.effects if isinstance(each, do.BookGift)]
+        assert len(booked) + len(gifts) == self.hashes
         if booked:
-            assert self.job.money in (Money.SETTLED, Money.REFUND_DUE)
+            assert self.job.money in {Money.SETTLED} | GIVING_BACK
+
+    @invariant()
+    def a_deposit_is_held_until_it_is_spent_or_given_back(self) -> None:
+        job = self.job
+        if job.money is Money.REFUND_DUE or (job.work in ENDED and job.money is Money.VOID):
+            assert job.deposit_msats == 0
+        elif not job.postpaid:
+            assert job.deposit_msats in (self.deposit_msats, 0)
+        if job.money is Money.SETTLED and not self.booked_msats:
+            assert job.deposit_msats == job.price_msats
 
     @invariant()
     def at_most_one_result_and_one_earning(self) -> None:
@@ -327,7 +430,7 @@ class JobStory(RuleBasedStateMachine):
     @invariant()
     def nothing_runs_unpaid(self) -> None:
         if any(isinstance(each, do.BeginAttempt) for each in self.effects) and self.mode is facts.Mode.PREPAY:
-            assert any(isinstance(each, do.BookMoney) for each in self.effects)
+            assert self.deposit_msats == 2000 or any(isinstance(each, do.BookMoney) for each in self.effects)
 
     @invariant()
     def work_on_credit_is_billed_what_it_used(self) -> None:
@@ -336,19 +439,20 @@ class JobStory(RuleBasedStateMachine):
             assert self.job.postpaid and self.job.price_msats <= 1000
             assert self.job.money is not Money.INVOICED or self.job.work in (Work.PRODUCED, Work.DELIVERED)
         if self.job.money is Money.UNPAID:
-            assert Work.BILLING in works and self.hashes == 0
+            assert Work.BILLING in works and not self.booked_msats
         assert self.job.postpaid is (self.mode is facts.Mode.POSTPAY)
 
     @invariant()
     def delivered_and_paid_is_earned(self) -> None:
         if (self.job.work, self.job.money) == (Work.DELIVERED, Money.SETTLED):
-            assert self.earned_msats == min(self.booked_msats[0], self.job.price_msats) > 0
+            received_msats = self.booked_msats[0] if self.booked_msats else 0
+            assert self.earned_msats == min(received_msats + self.job.deposit_msats, self.job.price_msats) > 0
         if self.job.postpaid and self.job.work is not Work.DELIVERED:
             assert self.earned_msats == 0
 
     @invariant()
     def a_refund_that_falls_due_is_said(self) -> None:
-        if self.job.money is Money.REFUND_DUE:
+        if self.job.money in GIVING_BACK:
             said = [
                 each for each in self.effects if isinstance(each, do.Say) and each.status is FeedbackStatus.ERROR
             ]

@@ -133,6 +133,16 @@ async def test_it_is_done_first_and_billed_what_it_used(tmp_path: Path) -> None:
         assert f"{USED_MSATS} msats" in world.relays.feedback(request.id, FeedbackStatus.SUCCESS)[0].info
 
 
+async def test_use_below_the_minimum_of_its_kind_is_billed_the_minimum(tmp_path: Path) -> None:
+    world = on_credit(tmp_path)
+    least = replace(METERED.price, min_msats=USED_MSATS + 3_000)
+    world.offers = (replace(METERED, price=Price(), kind_prices={5050: least}),)
+    async with open_house(world) as house:
+        request = house.ask()
+        await house.reaches(request.id, Work.DELIVERED, Money.INVOICED)
+        assert result_of(world, request).amount_msats == USED_MSATS + 3_000
+
+
 async def test_use_beyond_what_was_quoted_is_not_billed(tmp_path: Path) -> None:
     world = on_credit(tmp_path)
 
@@ -173,14 +183,14 @@ async def test_a_bill_paid_short_is_earned_as_far_as_it_goes(tmp_path: Path) -> 
         await ends_paid(house, request, USED_MSATS - 1)
 
 
-async def test_what_is_paid_too_much_is_owed(tmp_path: Path) -> None:
+async def test_what_is_paid_too_much_is_kept(tmp_path: Path) -> None:
     world = on_credit(tmp_path)
     async with open_house(world) as house:
         request = house.ask()
         await pay(house, await billed(house, request), USED_MSATS + 5)
         await house.reaches(request.id, Work.DELIVERED, Money.SETTLED)
         books = house.engine.books
-        assert (books.earned_msats, books.refund_due_msats) == (USED_MSATS, 5)
+        assert (books.earned_msats, books.deposits_msats) == (USED_MSATS, 5)
         await house.check_books()
 
 

@@ -50,14 +50,25 @@ LNBITS = Foreign(
     source=("embit", "http-ece", "pyqrcode", "tlv8"),
     before=(3, 13),
 )
-ALL = (NOSTR_RELAY, NOSTR_DVM)
-KNOWN = {each.name: each for each in (*ALL, LNBITS)}
+ALL = (NOSTR_RELAY, NOSTR_DVM, LNBITS)
+KNOWN = {each.name: each for each in ALL}
+
+
+def required() -> bool:
+    """Whether a tool that is missing fails a test instead of skipping it."""
+    return os.environ.get("PYLON_REQUIRE_LIVE") == "1"
+
+
+def cache_places() -> list[Path]:
+    """Return the folders where what was installed may lie: the download cache, else the project's environment."""
+    cache = Path(os.environ.get("PYLON_CACHE") or "~/.cache/pylon-tests").expanduser()
+    return [cache, Path(sys.prefix) / "foreign"]
 
 
 def places() -> list[Path]:
-    """Return the folders where environments may lie: the download cache, else the project's own environment."""
-    cache = Path(os.environ.get("PYLON_CACHE") or "~/.cache/pylon-tests").expanduser()
-    return [cache / "venvs", Path(sys.prefix) / "foreign"]
+    """Return the folders where environments may lie."""
+    cache, own = cache_places()
+    return [cache / "venvs", own]
 
 
 def foreign_python(foreign: Foreign) -> Path:
@@ -100,7 +111,7 @@ def make(foreign: Foreign) -> None:
     maker = maker_of(foreign)
     if maker is None:
         raise OSError(f"it needs a Python before {'.'.join(map(str, foreign.before or ()))}")
-    place = _writable(places())
+    place = writable(places())
     building = Path(tempfile.mkdtemp(prefix=f".{foreign.folder}-", dir=place))
     try:
         subprocess.run([maker, "-m", "venv", building], check=True)
@@ -109,7 +120,7 @@ def make(foreign: Foreign) -> None:
         wanted = ["--only-binary", ":all:", f"{foreign.name}=={foreign.version}", *foreign.also]
         built = ["--no-binary", ",".join(foreign.source)] if foreign.source else []
         subprocess.run([str(python), *install, *wanted, *built], check=True)
-        # There, because some write into the folder where they are imported.
+        # Elsewhere: LNbits makes its data folder where it is imported.
         subprocess.run([python, "-c", f"import {foreign.module}"], check=True, cwd=building)
         target = place / foreign.folder
         if target.exists() and not is_whole(target / "bin" / "python", foreign):
@@ -120,7 +131,8 @@ def make(foreign: Foreign) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _writable(candidates: list[Path]) -> Path:
+def writable(candidates: list[Path]) -> Path:
+    """Return the first folder that can be written, made where it was missing. Raises `OSError`."""
     for place in candidates:
         try:
             place.mkdir(parents=True, exist_ok=True)

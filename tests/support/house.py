@@ -25,6 +25,8 @@ import anyio
 import anyio.lowlevel
 
 from pylon.jobs import facts
+from pylon.jobs.access import Access
+from pylon.jobs.allowance import Allowance, AllowanceRules
 from pylon.jobs.cashier import Cashier, CashierConfig
 from pylon.jobs.catalogue import Catalogue, Offer
 from pylon.jobs.credit import Credit, CreditRules
@@ -127,6 +129,8 @@ class World:
             network="regtest", retry_min_s=0.005, retry_max_s=0.02, health_interval_s=0.05
         )
     )
+    access: Access = field(default_factory=Access)
+    allowance: AllowanceRules | None = None
     credit: CreditRules = field(default_factory=CreditRules)
     monotonic: Callable[[], float] = time.monotonic
     disk: Disk = field(default_factory=Disk)
@@ -217,7 +221,8 @@ class House:
         """What memory says is what the database says, and both add up to what the wallet received."""
         stored = await self.read(lambda tx: tx.books())
         assert self.engine.books == stored
-        assert stored.received_msats == stored.earned_msats + stored.owed_msats
+        given_back = stored.refunded_msats + stored.written_off_msats
+        assert stored.received_msats == stored.earned_msats + stored.owed_msats + given_back
 
     # --- what goes on ---------------------------------------------------------------------------------------------
 
@@ -290,10 +295,11 @@ async def _start(world: World, store: Store, tasks: anyio.abc.TaskGroup) -> Hous
         world.backends.__getitem__,
         world.relays,
         world.key,
-        replace(world.intake, mode=world.mode, policy=world.policy),
+        replace(world.intake, mode=world.mode, policy=world.policy, access=world.access),
         world.clock,
         payable=lambda: None if world.wallet.ready else "the wallet does not answer",
         credit=credit,
+        allowance=None if world.allowance is None else Allowance(world.allowance),
     )
     engine.plug_in(runner, cashier, world.relays, credit)
     world.relays.sink = engine

@@ -24,7 +24,7 @@ import anyio.to_thread
 import httpx
 import pytest
 
-from tests.support.foreign_venvs import LNBITS, foreign_python, maker_of
+from tests.support.foreign_venvs import LNBITS, foreign_python, maker_of, required
 
 READY_LIMIT_S = 120.0
 NETWORK = "bitcoin"
@@ -271,9 +271,15 @@ def _client(url: str) -> httpx.Client:
 
 
 def require_lnbits() -> None:
-    """Skip the test where no Python of this machine can run this LNbits; anything else missing is a failure."""
+    """Skip the test, or fail it where that is asked for, when no Python of this machine can run this LNbits.
+
+    Anything else missing is a failure.
+    """
     if maker_of(LNBITS) is None:
-        pytest.skip(f"LNbits {LNBITS.version} runs on no Python of this machine")
+        missing = f"LNbits {LNBITS.version} runs on no Python of this machine"
+        if required():
+            pytest.fail(missing)
+        pytest.skip(missing)
 
 
 @contextmanager

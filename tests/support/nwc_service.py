@@ -53,6 +53,7 @@ class Manner:
     keeps_metadata: bool = True
     pages: int = 7  # the most transactions in one page
     knows_offset: bool = True
+    names_client: bool = True  # in the `p` of its responses
     answers_twice: bool = False
     first_by_stranger: bool = False  # another key answers first, and a wrong signature second
     terse_notices: bool = False  # neither state nor settled_at in them
@@ -229,9 +230,8 @@ class NwcService:
             return
         await anyio.sleep(manner.slow_s.get(method, 0.0))
         text = manner.nonsense.get(method) or orjson.dumps({"result_type": method, **answer}).decode()
-        draft = EventDraft(
-            23195, self._conversation.encrypt(text, scheme), (("p", self.client.public_hex), ("e", event.id))
-        )
+        whose = (("p", self.client.public_hex),) if manner.names_client else ()
+        draft = EventDraft(23195, self._conversation.encrypt(text, scheme), (*whose, ("e", event.id)))
         if manner.first_by_stranger:
             self._send(draft, self._stranger)
             lie = orjson.dumps({"result_type": method, "result": {"balance": 1}}).decode()

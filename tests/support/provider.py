@@ -76,6 +76,7 @@ class Provider:
         *,
         key: SecretKey | None = None,
         wallet: WalletProcess | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.key = key or SecretKey.generate()
         self.pubkey = self.key.public_hex
@@ -92,6 +93,7 @@ class Provider:
         self._environ.pop("PYTHONDONTWRITEBYTECODE", None)
         if wallet is not None:
             self._environ["PYLON_WALLET_TOKEN"] = wallet.owner_token
+        self._environ |= environ or {}
         self._process: subprocess.Popen[bytes] | None = None
         self.paths.state_dir.mkdir(mode=0o700, parents=True)
         self.configure(settings)
@@ -232,6 +234,14 @@ class Provider:
         lines = [line for line in self.log().splitlines() if line.startswith("{")]
         return [line for line in lines if orjson.loads(line).get("level") == level]
 
+    async def logged(self, words: str, limit_s: float = END_LIMIT_S) -> None:
+        """Wait until some words are in its log."""
+        with anyio.move_on_after(limit_s):
+            while words not in self.log():  # noqa: ASYNC110 - a file tells nobody that it grew
+                await anyio.sleep(POLL_S)
+            return
+        raise self.failure(f"has not logged '{words}' within {limit_s:g} s")
+
     def failure(self, what: str) -> ProviderFailed:
         """Return the error that says what happened, with the end of the log."""
         tail = "\n".join(self.log().splitlines()[-30:]) if self.log_path.exists() else ""
@@ -259,11 +269,12 @@ async def provider(
     *,
     key: SecretKey | None = None,
     wallet: WalletProcess | None = None,
+    environ: Mapping[str, str] | None = None,
     arguments: Sequence[str] = (),
     started: bool = True,
 ) -> AsyncIterator[Provider]:
     """Have a provider until the block ends, by default started and ready for jobs."""
-    made = Provider(folder, settings, key=key, wallet=wallet)
+    made = Provider(folder, settings, key=key, wallet=wallet, environ=environ)
     try:
         if started:
             await made.start(*arguments)

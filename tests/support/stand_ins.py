@@ -277,7 +277,11 @@ class Hang:
     """The call is carried out, and its answer never comes."""
 
 
-CreateFault = Lie | Unavailable | Ambiguous | Refusal | Hang
+class Bug:
+    """The call raises what no wallet should."""
+
+
+CreateFault = Lie | Unavailable | Ambiguous | Refusal | Hang | Bug
 
 
 @dataclass
@@ -321,6 +325,8 @@ class FakeLightning:
                 raise WalletUnavailable("the wallet cannot be reached")
             case Refusal():
                 raise WalletRefused("the wallet says no")
+            case Bug():
+                raise KeyError("checking_id")
             case Ambiguous():
                 for _ in range(fault.times):
                     self._make(request, Lie())

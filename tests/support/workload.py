@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -14,7 +15,6 @@ from anyio.abc import TaskGroup
 from pylon.jobs.ports import WalletError, WalletRefused
 from tests.support.openai_server import DONE, STREAM_END, STREAM_HEAD, Handler, Wire, answer, framed, piece, usage
 from tests.support.shop import Order, Shop
-from tests.support.wallet import WalletProcess
 
 ORDER_LIMIT_S = 5.0  # a customer that hears nothing orders something else
 MUST_END_S = 900.0  # waits that the end of the test cuts off
@@ -39,12 +39,24 @@ EARLY = (*[Manner.PAYS] * 8, *Manner)
 LATER = (*[Manner.PAYS] * 5, *[Manner.DAWDLES] * 2, *[Manner.CANCELS] * 3, Manner.PAYS_TWICE)
 
 
+class Payer(Protocol):
+    """Pays one invoice; raises `WalletError`, `WalletRefused` with "already paid" where that is so."""
+
+    async def pay(self, bolt11: str) -> str: ...
+
+
+class Purse(Protocol):
+    """The customers' wallet."""
+
+    def payer(self, *, timeout_s: float) -> Payer: ...
+
+
 @dataclass
 class Workload:
     """The customers of one shop, until it is `closed`. `provider` is the public key of whom they buy from."""
 
     shop: Shop
-    wallet: WalletProcess
+    wallet: Purse
     provider: str
     rng: random.Random
     tasks: TaskGroup
