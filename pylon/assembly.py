@@ -24,14 +24,16 @@ from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
 from pylon.jobs.lifecycle import Rules
 from pylon.jobs.policy import IntakePolicy
-from pylon.jobs.ports import Backend, Clock, Wallet
+from pylon.jobs.ports import Backend, Clock, Payees, Wallet
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import RecorderConfig
 from pylon.jobs.refund_case import RefunderConfig
 from pylon.jobs.repayment import RepaymentConfig
 from pylon.jobs.salvage import Terms
 from pylon.net.urls import DialRefused
+from pylon.net.web import Web, WebPolicy
 from pylon.nostr.keys import SecretKey
+from pylon.nostr.lnurl import BadLnurl, parse_lightning_address
 from pylon.nostr.nip47 import WalletUri, parse_wallet_uri
 from pylon.paths import Paths
 from pylon.relays.line import PoolLine
@@ -163,10 +165,13 @@ def make_backends(settings: Settings, paths: Paths) -> dict[str, Backend]:
     return made
 
 
-def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
+def make_wallet(
+    settings: Settings, clock: Clock, key: SecretKey | None = None, paths: Paths | None = None
+) -> Wallet | None:
     """Return the configured wallet, not running yet; None when there is none. Raises `SettingsError`.
 
-    It is connected in free mode too: invoices of an earlier, paid time may still be paid.
+    It is connected in free mode too: invoices of an earlier, paid time may still be paid. Without the node's `key`
+    and `paths` it is one to pay from, which a lightning address is not.
     """
     wallet = settings.wallet
     match wallet.kind:
@@ -191,8 +196,45 @@ def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
 
             uri = parse_wallet_uri(_wallet_secret(settings, "uri"))
             return NwcWallet(uri, _make_line(settings, uri, clock), clock, timeout_s=wallet.timeout_s)
+        case WalletKind.LNURL:
+            if key is None or paths is None:
+                only = "a lightning address only receives; pylon doctor and pylon status tell how it is"
+                raise SettingsError("wallet.kind", only)
+            return _make_lnurl_wallet(settings, clock, key, paths)
         case _:
             assert_never(wallet.kind)
+
+
+def _make_lnurl_wallet(settings: Settings, clock: Clock, key: SecretKey, paths: Paths) -> Wallet:
+    from pylon.wallets.lnurl import LnurlConfig, LnurlWallet
+
+    try:
+        address = parse_lightning_address(settings.wallet.address or "")
+    except BadLnurl as error:
+        raise SettingsError("wallet.address", str(error)) from None
+    config = LnurlConfig(
+        address=address,
+        pubkey=key.public_hex,
+        relays=tuple(settings.relays.urls),
+        network=settings.wallet.network.value,
+        file=paths.state_dir / "pylon.lnurl.db",
+        timeout_s=settings.wallet.timeout_s,
+    )
+    line = PoolLine(make_pool_config(settings), key=key, clock=clock, rng=random.Random())  # noqa: S311 - jitter
+    return LnurlWallet(config, make_web(settings), line, lambda draft: draft.sign(key, int(clock())), clock)
+
+
+def make_web(settings: Settings) -> Web:
+    """Return the guarded way to web hosts that strangers, or a lightning address, name."""
+    private = settings.relays.allow_private_hosts
+    return Web(WebPolicy(allow_private=private, timeout_s=settings.wallet.timeout_s))
+
+
+def make_payees(settings: Settings, clock: Clock) -> Payees:
+    """Return where strangers are paid: lightning addresses."""
+    from pylon.wallets.lnurl_pay import LightningAddresses
+
+    return LightningAddresses(make_web(settings), network=settings.wallet.network.value, clock=clock)
 
 
 def _make_line(settings: Settings, uri: WalletUri, clock: Clock) -> PoolLine:

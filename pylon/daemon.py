@@ -139,7 +139,7 @@ class Daemon:
         catalogue = Catalogue(offers)
         self._kinds = sorted(catalogue.kinds)
         backends = assembly.make_backends(settings, paths)
-        wallet = assembly.make_wallet(settings, clock)
+        wallet = assembly.make_wallet(settings, clock, key, paths)
         self._door = _Doorway()
         pool_config = assembly.make_pool_config(settings)
         self.pool = RelayPool(pool_config, key=key, sink=self._door, clock=clock, rng=rng)
@@ -170,7 +170,14 @@ class Daemon:
         )
         profiles = self._door.profiles = ProfileReader(self.pool)
         self._refunder = self._door.refunder = Refunder(
-            engine, wallet, None, profiles, key.public_hex, assembly.make_refunder_config(settings), clock, rng
+            engine,
+            wallet,
+            assembly.make_payees(settings, clock),
+            profiles,
+            key.public_hex,
+            assembly.make_refunder_config(settings),
+            clock,
+            rng,
         )
         engine.plug_in(runner, self._cashier, self._publisher, credit, self._refunder)
         self._announcer = ears.announcer = self._door.announcer = Announcer(

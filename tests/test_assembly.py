@@ -479,6 +479,7 @@ READ_ELSEWHERE = {
     "identity.mnemonic": ("pylon/settings/identity_file.py", "given.mnemonic"),
     "identity.passphrase": ("pylon/settings/passphrase.py", "identity.passphrase"),
     "identity.passphrase_file": ("pylon/settings/passphrase.py", "identity.passphrase_file"),
+    "wallet.address": ("pylon/assembly.py", "parse_lightning_address(settings.wallet.address"),
     **{
         f"intake.{key}": ("pylon/access_files.py", f"intake.{key}")
         for key in ("allow_file", "allow_only", "deny_file", "targeted_only", "min_pow_bits")

@@ -20,6 +20,7 @@ from pylon.settings.refunds import RefundsSettings
 from pylon.settings.values import (
     FilePath,
     KeyFault,
+    LightningAddress,
     Name,
     Number,
     RelayUrls,
@@ -51,6 +52,7 @@ class WalletKind(StrEnum):
     LNBITS = "lnbits"
     FAKE = "fake"
     NWC = "nwc"
+    LNURL = "lnurl"
 
 
 class Network(StrEnum):
@@ -269,8 +271,8 @@ class WalletSettings(Section):
     kind: WalletKind = Field(
         default=WalletKind.NONE,
         description=(
-            "none; nwc: what speaks Nostr Wallet Connect; lnbits or phoenixd, by their HTTP API; or fake: play"
-            " money, for trials and tests."
+            "none; nwc: what speaks Nostr Wallet Connect; lnbits or phoenixd, by their HTTP API; lnurl: a lightning"
+            " address; or fake: play money, for trials and tests."
         ),
     )
     url: WebUrl | None = Field(
@@ -289,6 +291,11 @@ class WalletSettings(Section):
     uri: WalletConnection = Field(
         default=None,
         description="The nostr+walletconnect:// URI, for nwc. Better: PYLON_WALLET_URI, or wallet_uri likewise.",
+    )
+    address: LightningAddress | None = Field(
+        default=None,
+        description="The lightning address that is paid, for lnurl.",
+        json_schema_extra={"allowed": "name@host", "example": "you@example.com"},
     )
     timeout_s: Number = Field(
         default=15.0, ge=0.1, le=120, description="How long the wallet may take to answer a call."
@@ -309,6 +316,7 @@ _WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {
     WalletKind.PHOENIXD: ("url",),
     WalletKind.LNBITS: ("url",),
     WalletKind.FAKE: ("url",),
+    WalletKind.LNURL: ("address",),
 }
 """The keys, apart from secrets, without which a kind of wallet cannot be used."""
 
