@@ -71,8 +71,8 @@ def check_startable(settings: Settings) -> None:
 
 def secrets_of(settings: Settings, key: SecretKey) -> list[str]:
     """Return every secret in use, for the log's redactor."""
-    given = [settings.identity.nsec, settings.identity.mnemonic, settings.wallet.token, settings.wallet.uri]
-    given += [settings.wallet.pay_token]
+    identity, wallet = settings.identity, settings.wallet
+    given = [identity.nsec, identity.mnemonic, identity.passphrase, wallet.token, wallet.pay_token, wallet.uri]
     given += [each.api_key for each in settings.backends if isinstance(each, OpenAIBackendSettings)]
     keys = [key]
     if settings.wallet.uri is not None:

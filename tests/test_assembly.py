@@ -477,11 +477,14 @@ READ_ELSEWHERE = {
     "payment.mode": ("pylon/daemon.py", "settings.payment.mode"),
     "identity.nsec": ("pylon/settings/identity_file.py", "given.nsec"),
     "identity.mnemonic": ("pylon/settings/identity_file.py", "given.mnemonic"),
+    "identity.passphrase": ("pylon/settings/passphrase.py", "identity.passphrase"),
+    "identity.passphrase_file": ("pylon/settings/passphrase.py", "identity.passphrase_file"),
     **{
         f"intake.{key}": ("pylon/access_files.py", f"intake.{key}")
         for key in ("allow_file", "allow_only", "deny_file", "targeted_only", "min_pow_bits")
     },
     "wallet.uri": ("pylon/assembly.py", '_wallet_secret(settings, "uri")'),
+    "wallet.pay_token": ("pylon/assembly.py", "wallet.pay_token.get_secret_value()"),
     "daemon.stop_timeout_s": ("pylon/daemon.py", "daemon.stop_timeout_s"),
     "nexus.url": ("pylon/cli/nexus.py", "nexus.url"),
     "nexus.timeout_s": ("pylon/cli/nexus.py", "nexus.timeout_s"),

@@ -17,7 +17,7 @@ from pylon.nostr.keys import encode_npub
 from pylon.paths import FolderError, Paths, private_folder
 from pylon.settings import SettingsError
 from pylon.settings.files import back_up_file, file_beside, sync_and_close, sync_folder
-from pylon.settings.identity_file import IdentityError, read_identity
+from pylon.settings.identity_file import IdentityError, read_stored
 from pylon.settings.load import merge_settings, parse_document, read_settings_file
 from pylon.store.errors import StoreError
 from pylon.store.snapshot import prepare_restored
@@ -83,8 +83,8 @@ def _check(manifest: Manifest, files: dict[str, Path]) -> None:
     """Raise `BackupError` unless every file is sound."""
     try:
         if IDENTITY in files:
-            identity = read_identity(files[IDENTITY])
-            if manifest.key is KeyPlace.FILE and encode_npub(identity.secret.public_hex) != manifest.npub:
+            identity = read_stored(files[IDENTITY])
+            if manifest.key is KeyPlace.FILE and encode_npub(identity.public_hex) != manifest.npub:
                 raise BackupError("the identity in the backup is not the one that it names")
         elif manifest.key is KeyPlace.FILE:
             raise BackupError("the backup lacks the identity that it names")

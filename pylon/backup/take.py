@@ -14,7 +14,7 @@ from pylon.paths import Paths
 from pylon.settings import LoadedSettings
 from pylon.settings.errors import find_field, is_secret
 from pylon.settings.files import file_beside, sync_and_close, sync_folder
-from pylon.settings.identity_file import load_identity, read_identity
+from pylon.settings.identity_file import load_public_key, read_stored
 from pylon.settings.load import OriginKind
 from pylon.store.snapshot import take_snapshot
 
@@ -77,7 +77,7 @@ def _exists(path: Path) -> BackupExists:
 
 
 def _describe(loaded: LoadedSettings, paths: Paths, now: int) -> Manifest:
-    secret = load_identity(loaded.settings, paths)
+    public_hex = load_public_key(loaded.settings, paths)
     given = loaded.settings.identity
     key = KeyPlace.FILE
     for name, value in (("identity.nsec", given.nsec), ("identity.mnemonic", given.mnemonic)):
@@ -86,7 +86,7 @@ def _describe(loaded: LoadedSettings, paths: Paths, now: int) -> Manifest:
             break
     return Manifest(
         taken_at=now,
-        npub=encode_npub(secret.public_hex),
+        npub=encode_npub(public_hex),
         key=key,
         pylon=__version__,
         elsewhere=tuple(sorted(_secrets_elsewhere(loaded))),
@@ -106,7 +106,7 @@ def _files(loaded: LoadedSettings, paths: Paths) -> Iterator[dict[str, Path]]:
     places = places_of(paths)
     files = {name: path for name, path in places.items() if name not in (DATABASE, SETTINGS) and path.exists()}
     if IDENTITY in files:
-        read_identity(files[IDENTITY])
+        read_stored(files[IDENTITY])
     if loaded.config_file is not None:
         files[SETTINGS] = loaded.config_file
     if not paths.database.exists():

@@ -28,6 +28,9 @@ COMMANDS: Final = {
     "init": LazyCommand(
         "pylon.cli.init", "command", "Make or import the identity and write the first settings.", "pylon init"
     ),
+    "identity": LazyCommand(
+        "pylon.cli.identity", "app", "Show, encrypt or decrypt the identity.", "pylon identity show"
+    ),
     "config": LazyCommand("pylon.cli.config", "app", "Show or change the settings.", "pylon config show"),
     "start": LazyCommand("pylon.cli.start", "command", "Run the daemon in the foreground.", "pylon start --free"),
     "stop": LazyCommand("pylon.cli.stop", "command", "Stop the daemon gracefully.", "pylon stop --timeout 60"),
@@ -133,6 +136,7 @@ def _root(
             "relays": {verb: {"config": config} for verb in ("list", "check", "add", "remove")},
             "announce": {name: {"config": config} for name in ("show", "publish", "withdraw")},
             "providers": {"config": config},
+            "identity": {verb: {"config": config} for verb in ("show", "encrypt", "decrypt")},
         }
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())

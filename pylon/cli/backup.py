@@ -11,6 +11,7 @@ import typer
 
 from pylon.cli.context import CliContext
 from pylon.cli.layout import moment, size
+from pylon.cli.options import ConfigOption
 from pylon.cli.output import say
 from pylon.cli.passphrase import VARIABLE, ask_passphrase
 from pylon.text import printable
@@ -35,9 +36,7 @@ def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
     passphrase_file: PassphraseFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if there is one.")] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-    ] = None,
+    config: ConfigOption = None,
 ) -> None:
     """Write the identity, the settings and the books into one file, encrypted by a passphrase.
 
@@ -47,6 +46,7 @@ def backup(
     from pylon.backup.archive import DATABASE, KeyPlace
     from pylon.backup.take import refuse_existing, take_backup
     from pylon.settings import load_settings
+    from pylon.settings.identity_file import read_stored
 
     context: CliContext = ctx.obj
     path = file.expanduser()
@@ -61,6 +61,8 @@ def backup(
     say(f"identity  {manifest.npub}")
     if DATABASE not in taken.files:
         say("There are no books yet: this home has no database.")
+    if manifest.key is KeyPlace.FILE and read_stored(context.paths.identity_file).encrypted:
+        say("The identity in it stays encrypted: keep its own passphrase too.")
     if manifest.key is KeyPlace.ELSEWHERE:
         say("The secret key is NOT in the file: it comes from the environment or a credential. Keep your own copy.")
     _say_elsewhere(manifest)
@@ -83,6 +85,7 @@ def restore(
     from pylon.backup.archive import KeyPlace
     from pylon.backup.restore import refuse_to_overwrite, restore_backup
     from pylon.lock import AlreadyRunning, lock_holder
+    from pylon.settings.identity_file import read_stored
 
     context: CliContext = ctx.obj
     paths = context.paths
@@ -99,6 +102,8 @@ def restore(
         say(f"restored  {printable(path, limit=_PATH_CHARS)}")
     for path in done.kept:
         say(f"kept      {printable(path, limit=_PATH_CHARS)}")
+    if manifest.key is KeyPlace.FILE and read_stored(paths.identity_file).encrypted:
+        say("The identity is encrypted: its own passphrase opens it, not that of the backup.")
     if manifest.key is KeyPlace.ELSEWHERE:
         say("The secret key was not in the backup: set PYLON_NSEC, or its systemd credential, before you start.")
     _say_elsewhere(manifest)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from pylon.cli.context import CliContext
 from pylon.cli.layout import Cell, Colour, Screen
+from pylon.cli.options import ConfigOption, JsonOption
 from pylon.cli.output import EXIT_FAILED, say, say_json
 
 if TYPE_CHECKING:
@@ -20,13 +20,11 @@ _COLOURS: Final = {"ok": Colour.GOOD, "warn": Colour.WARN, "fail": Colour.BAD}
 
 def command(
     ctx: typer.Context,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-    ] = None,
+    config: ConfigOption = None,
     buy: Annotated[
         bool, typer.Option("--buy", help="Then buy one small job from yourself, over a relay on loopback.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: JsonOption = False,
 ) -> int:
     """Try everything that selling needs, and say what is wrong and how to fix it.
 
@@ -36,17 +34,20 @@ def command(
     With --buy a second daemon with a throw-away key sells the first model on offer, free, to a throw-away customer:
     a minute at most, and the time an embedded model takes to load.
     """
+    import os
     import time
 
     from pylon.cli.loop import run_on_time
+    from pylon.cli.passphrase import with_typed_passphrase
     from pylon.doctor.examine import examine, worst
     from pylon.doctor.findings import Level
 
     context: CliContext = ctx.obj
     file = config.expanduser() if config else None
+    environ = with_typed_passphrase(os.environ, file, context.paths)
 
     async def run() -> tuple[Finding, ...]:
-        found = await examine(context.paths, clock=time.time, config=file)
+        found = await examine(context.paths, clock=time.time, config=file, environ=environ)
         if not buy:
             return found
         from pylon.demo.trial_purchase import buy_from_oneself

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pylon.cli.proposals import FoundServer
     from pylon.nostr.identity import Identity
     from pylon.paths import Paths
+    from pylon.settings.identity_file import StoredIdentity
 
 _SECRET_VARIABLES = ("PYLON_NSEC", "PYLON_MNEMONIC")
 
@@ -49,7 +50,7 @@ def command(
 ) -> None:
     """Make an identity and a settings file, and propose what could be sold here."""
     from pylon.paths import HOME_VARIABLE, resolve_paths
-    from pylon.settings.identity_file import IdentityExists, read_identity
+    from pylon.settings.identity_file import IdentityExists, read_stored
 
     if source not in (None, "-"):
         fail('a key is never an argument, others could see it: use "pylon init --import" and type it', EXIT_USAGE)
@@ -66,9 +67,10 @@ def command(
     _check_sold(sell or [], found)
     if not kept:
         _make_identity(paths, environ, importing=importing, stdin=source == "-", force=force)
-    identity = read_identity(paths.identity_file)
+    stored = read_stored(paths.identity_file)
+    words = _words(stored, paths, environ) if show_mnemonic else None
     written = _write_settings(paths, environ, found, sell or [])
-    _report(paths, identity, environ, show_mnemonic=show_mnemonic)
+    _report(paths, stored, environ, words)
     _report_proposals(found, sell or [], written=written)
 
 
@@ -100,6 +102,15 @@ def _imported(environ: Mapping[str, str], *, stdin: bool) -> Identity:
         return parse_identity(text)
     except BadKey as error:
         fail(f"{place}: {error}", EXIT_USAGE)
+
+
+def _words(stored: StoredIdentity, paths: Paths, environ: Mapping[str, str]) -> str | None:
+    if not stored.encrypted:
+        return stored.open().mnemonic
+    from pylon.cli.passphrase import identity_passphrase
+    from pylon.settings import load_settings
+
+    return stored.open(identity_passphrase(load_settings(None, None, environ).settings, stored.path)).mnemonic
 
 
 def _find_servers() -> list[FoundServer]:
@@ -148,17 +159,17 @@ def _backends(paths: Paths, environ: Mapping[str, str]) -> dict[str, str]:
     return {item.name: item.url if isinstance(item, OpenAIBackendSettings) else "" for item in backends}
 
 
-def _report(paths: Paths, identity: Identity, environ: Mapping[str, str], *, show_mnemonic: bool) -> None:
+def _report(paths: Paths, stored: StoredIdentity, environ: Mapping[str, str], words: str | None) -> None:
     from pylon.nostr.keys import encode_npub
 
-    say(f"npub      {encode_npub(identity.secret.public_hex)}")
+    say(f"npub      {encode_npub(stored.public_hex)}")
     say(f"identity  {printable(paths.identity_file, limit=500)}")
     say(f"settings  {printable(paths.config_file, limit=500)}")
     say(f"database  {printable(paths.database, limit=500)}")
-    if identity.mnemonic is None:
+    if not stored.has_words:
         say("The key was imported without words: keep your own copy of it.")
-    elif show_mnemonic:
-        say(f"words     {identity.mnemonic}")
+    elif words is not None:
+        say(f"words     {words}")
         say("Write these words down and keep them apart from this machine: they are the identity.")
     else:
         say('Write the words of this identity down: "pylon init --show-mnemonic" prints them.')

@@ -8,6 +8,7 @@ import typer
 
 from pylon.cli.context import CliContext
 from pylon.cli.layout import Cell, Colour, Screen, cell, moment, sats
+from pylon.cli.options import JsonOption
 from pylon.cli.output import EXIT_USAGE, UserError, fail, say
 from pylon.cli.views import NOT_RUNNING, control_client, open_views, require_free_home
 from pylon.control.client import DaemonNotRunning
@@ -26,7 +27,6 @@ _CANNOT_CANCEL = "pylon is not running, and only a running daemon can cancel a j
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or its first digits (six at least).")]
 
 
@@ -44,7 +44,7 @@ def list_jobs(
     after: Annotated[
         str | None, typer.Option("--after", metavar="ID", help="Go on after the last job of an earlier list.")
     ] = None,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""
     context: CliContext = ctx.obj
@@ -69,7 +69,7 @@ def show_job(
     show_input: Annotated[
         bool, typer.Option("--show-input", help="Print the customer's request too, while it is kept.")
     ] = False,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Show one job: its states, invoices, runs and what happened to it."""
     context: CliContext = ctx.obj
@@ -88,7 +88,7 @@ def show_job(
 
 
 @app.command("cancel", epilog="Example: pylon jobs cancel 3f9a1c07")
-def cancel_job(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
+def cancel_job(ctx: typer.Context, job_id: JobId, json: JsonOption = False) -> None:
     """Cancel a job that has not ended. What its customer has paid for it becomes a refund due."""
     context: CliContext = ctx.obj
     try:
@@ -103,7 +103,7 @@ def cancel_job(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
 
 
 @app.command("refused", epilog="Example: pylon jobs refused")
-def refused_jobs(ctx: typer.Context, json: Json = False) -> None:
+def refused_jobs(ctx: typer.Context, json: JsonOption = False) -> None:
     """Show the demand that was missed since the daemon started: refused or dropped requests, and why.
 
     They are counters, not jobs: what is refused is never stored.

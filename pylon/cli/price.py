@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from pylon.cli.layout import Cell, Colour, Screen, sats
+from pylon.cli.options import ConfigOption
 from pylon.cli.output import EXIT_USAGE, fail, say, say_json
 from pylon.text import printable
 
@@ -44,9 +45,7 @@ def command(
         typer.Option("--param", metavar="NAME=VALUE", help="A parameter, as language=es; may be repeated."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, amounts in msats.")] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-    ] = None,
+    config: ConfigOption = None,
 ) -> None:
     """Explain what a job costs, line by line, from the settings.
 

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from pylon.cli.context import CliContext
-from pylon.cli.jobs import Json, checked_id
+from pylon.cli.jobs import checked_id
 from pylon.cli.layout import Cell, Colour, Screen, cell, moment, sats
+from pylon.cli.options import JsonOption
 from pylon.cli.output import EXIT_USAGE, UserError, fail, say
 from pylon.cli.views import NOT_RUNNING, control_client, open_views, require_free_home
 from pylon.control.client import ControlClient, DaemonNotRunning
@@ -36,7 +37,7 @@ def _refunds() -> None:
 def list_refunds(
     ctx: typer.Context,
     everything: Annotated[bool, typer.Option("--all", help="Also what was paid back or written off.")] = False,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """List what is to be paid back, oldest first, and for what each waits."""
     context: CliContext = ctx.obj
@@ -82,7 +83,7 @@ def pay_refund(
             "--to", metavar="ADDRESS", help="A lightning address or BOLT11 invoice, instead of the customer's own."
         ),
     ] = "",
-    json: Json = False,
+    json: JsonOption = False,
 ) -> int:
     """Pay a refund, whatever the caps say. It is tried until it is paid, or until somebody has to say something.
 
@@ -105,7 +106,7 @@ def write_off(
     ctx: typer.Context,
     job_id: JobId,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why: it stays in the books.")],
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Record that a refund will not be paid from here. Its customer is told that, and not why."""
     context: CliContext = ctx.obj

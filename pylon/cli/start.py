@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import typer
 
 from pylon.cli.context import CliContext
+from pylon.cli.options import ConfigOption
 
 # Spelled out: importing pylon.logs or pylon.settings for their enums would make `--help` slow.
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -18,9 +19,7 @@ LogFormat = Literal["auto", "text", "json"]
 def command(
     ctx: typer.Context,
     free: Annotated[bool, typer.Option("--free", help="Work for nothing; no wallet is needed.")] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-    ] = None,
+    config: ConfigOption = None,
     relay: Annotated[
         list[str] | None,
         typer.Option("--relay", metavar="URL", help="Use this relay instead of the settings'; may be repeated."),
@@ -36,6 +35,7 @@ def command(
 
     It logs to stderr and stops gracefully on Ctrl-C, SIGTERM or `pylon stop`.
     """
+    from pylon.cli.passphrase import unlock
     from pylon.daemon import run_daemon
     from pylon.settings import load_settings
     from pylon.settings.identity_file import load_identity
@@ -49,4 +49,5 @@ def command(
         "log.format": log_format,
     }
     loaded = load_settings(config.expanduser() if config else None, overrides, os.environ)
+    loaded = replace(loaded, settings=unlock(loaded.settings, paths))
     return run_daemon(loaded, paths, load_identity(loaded.settings, paths), debug=context.debug)

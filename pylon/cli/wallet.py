@@ -12,6 +12,7 @@ import typer
 
 from pylon.cli.context import CliContext
 from pylon.cli.layout import Cell, Colour, Screen, cell, duration, moment, sats
+from pylon.cli.options import ConfigOption
 from pylon.cli.output import EXIT_FAILED, EXIT_USAGE, fail, say, say_json, warn
 from pylon.text import printable
 
@@ -28,9 +29,6 @@ _EXPIRY_S: Final = 3_600
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, amounts in msats.")]
-Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-]
 
 
 @app.callback()
@@ -39,7 +37,7 @@ def _wallet() -> None:
 
 
 @app.command("status", epilog="Example: pylon wallet status --json")
-def show_status(config: Config = None, json: Json = False) -> None:
+def show_status(config: ConfigOption = None, json: Json = False) -> None:
     """Ask the wallet whether it is ready, what it can do, and for its balance.
 
     Exit code: 0 it is ready, 1 it is not.
@@ -88,7 +86,7 @@ def show_status(config: Config = None, json: Json = False) -> None:
 
 
 @app.command("balance", epilog="Example: pylon wallet balance --json")
-def show_balance(config: Config = None, json: Json = False) -> None:
+def show_balance(config: ConfigOption = None, json: Json = False) -> None:
     """Show what can be spent."""
     from pylon.cli.wallet_use import with_wallet
 
@@ -110,7 +108,7 @@ def make_invoice(
         int, typer.Option("--expiry", min=30, max=604_800, metavar="SECONDS", help="How long it can be paid.")
     ] = _EXPIRY_S,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is paid or has expired.")] = False,
-    config: Config = None,
+    config: ConfigOption = None,
 ) -> None:
     """Make an invoice and print it. Its amount, network and expiry are checked before it is shown.
 
@@ -162,7 +160,7 @@ def pay_invoice(
             "--timeout", min=0, max=86_400, metavar="SECONDS", help="How long an unclear end is asked after."
         ),
     ] = 60.0,
-    config: Config = None,
+    config: ConfigOption = None,
 ) -> None:
     """Pay an invoice, after showing what it asks and a yes. Repeated, the command never pays twice.
 
@@ -215,7 +213,7 @@ def show_history(
         str, typer.Option("--since", metavar="WHEN", help="From then on: 2026-11-30, 24h, 7d or 4w.")
     ] = "30d",
     limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="The newest so many.")] = 20,
-    config: Config = None,
+    config: ConfigOption = None,
     json: Json = False,
 ) -> None:
     """List what the wallet received and sent, newest last. Amounts are without fees."""
@@ -258,7 +256,7 @@ def connect_wallet(
         str | None, typer.Option("--network", metavar="NAME", help="The network of its invoices, if not bitcoin.")
     ] = None,
     test: Annotated[bool, typer.Option(help="Ask the wallet, and have it make an invoice over 1 sat.")] = True,
-    config: Config = None,
+    config: ConfigOption = None,
 ) -> None:
     """Connect a wallet: ask for its secret, try it, and store both.
 

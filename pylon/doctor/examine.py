@@ -47,7 +47,7 @@ async def examine(
         "database": partial(_in_thread, home.check_database, paths, left_s),
     }
     if loaded is not None:
-        key, about_identity = home.check_identity(loaded.settings, paths)
+        key, about_identity = await anyio.to_thread.run_sync(home.check_identity, loaded.settings, paths)
         findings += about_identity
         scene = Scene(loaded.settings, paths, key, daemon, clock)
         checks |= {

@@ -16,7 +16,13 @@ from pylon.lock import LockFailed, lock_holder
 from pylon.nostr.keys import SecretKey, encode_npub
 from pylon.paths import Paths
 from pylon.settings import Settings
-from pylon.settings.identity_file import IdentityError, IdentityMissing, load_identity
+from pylon.settings.identity_file import (
+    IdentityError,
+    IdentityLocked,
+    IdentityMissing,
+    load_identity,
+    load_public_key,
+)
 from pylon.store.errors import StoreError
 from pylon.store.integrity import find_damage
 from pylon.text import printable
@@ -33,6 +39,10 @@ def check_identity(settings: Settings, paths: Paths) -> tuple[SecretKey | None, 
     except IdentityMissing:
         what = f"there is none at {printable(paths.identity_file, limit=500)}"
         return None, [fail("identity", what, "make one: pylon init")]
+    except IdentityLocked as error:
+        npub = encode_npub(load_public_key(settings, paths))
+        what = f"{npub} is encrypted and there is no passphrase: relays are tried with a throw-away key"
+        return None, [warn("identity", what, printable(error, limit=500))]
     except (IdentityError, ValueError) as error:
         return None, [
             fail("identity", printable(error, limit=500), "follow the sentence, then run the doctor again")

@@ -30,6 +30,7 @@ SHORT_VARIABLES: Final = MappingProxyType(
     {
         "PYLON_NSEC": "PYLON_IDENTITY__NSEC",
         "PYLON_MNEMONIC": "PYLON_IDENTITY__MNEMONIC",
+        "PYLON_PASSPHRASE": "PYLON_IDENTITY__PASSPHRASE",
         "PYLON_WALLET_TOKEN": "PYLON_WALLET__TOKEN",
         "PYLON_WALLET_PAY_TOKEN": "PYLON_WALLET__PAY_TOKEN",
         "PYLON_WALLET_URI": "PYLON_WALLET__URI",
@@ -41,6 +42,7 @@ CREDENTIALS: Final = MappingProxyType(
     {
         "nsec": "identity.nsec",
         "mnemonic": "identity.mnemonic",
+        "passphrase": "identity.passphrase",
         "wallet_token": "wallet.token",
         "wallet_pay_token": "wallet.pay_token",
         "wallet_uri": "wallet.uri",
@@ -48,6 +50,7 @@ CREDENTIALS: Final = MappingProxyType(
 )
 """Files looked for in systemd's `$CREDENTIALS_DIRECTORY`, and the keys that they set."""
 
+_ALTERNATIVES: Final = (("nsec", "mnemonic"), ("passphrase", "passphrase_file"))
 _MAX_CREDENTIAL_BYTES: Final = 4_096
 _MAX_FILE_BYTES: Final = 1_048_576
 
@@ -257,11 +260,7 @@ def _lay_over(
     origin: Origin,
 ) -> None:
     """Lay one source over those before it; `names` has the place of a key where `origin` alone does not tell."""
-    identity = values.get("identity")
-    if isinstance(identity, Mapping) and identity:
-        # A source that sets the identity sets all of it: a key over words that an earlier source gave.
-        merged.pop("identity", None)
-        _forget(origins, "identity")
+    _replace_alternatives(merged, origins, values.get("identity"))
     for top, value in values.items():
         if not isinstance(value, Mapping):
             _forget(origins, top)
@@ -279,6 +278,18 @@ def _lay_wallet_secret(merged: dict[str, Any], origins: dict[str, Origin], path:
     if origins.get(key, _DEFAULT).kind in (OriginKind.DEFAULT, OriginKind.FILE):
         _merge(merged, _nested(key, secret.value))
         origins[key] = Origin(OriginKind.WALLET_FILE, str(path))
+
+
+def _replace_alternatives(merged: dict[str, Any], origins: dict[str, Origin], identity: object) -> None:
+    """Drop what earlier sources gave in another form: a key replaces words, a passphrase the file that has one."""
+    earlier = merged.get("identity")
+    if not isinstance(identity, Mapping) or not isinstance(earlier, dict):
+        return
+    for forms in _ALTERNATIVES:
+        if any(form in identity for form in forms):
+            for form in forms:
+                earlier.pop(form, None)
+                _forget(origins, f"identity.{form}")
 
 
 def _forget(origins: dict[str, Origin], key: str) -> None:

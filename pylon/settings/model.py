@@ -18,6 +18,7 @@ from pylon.settings.intake import IntakeSettings
 from pylon.settings.offers import BackendSettings, ModelSettings
 from pylon.settings.refunds import RefundsSettings
 from pylon.settings.values import (
+    FilePath,
     KeyFault,
     Name,
     Number,
@@ -124,7 +125,7 @@ class RelaysSettings(Section):
 
 
 class IdentitySettings(Section):
-    """The secret key, where the identity file of `pylon init` is not used. At most one of the two."""
+    """The secret key, where the identity file is not used (at most one of the two), or that file's passphrase."""
 
     nsec: Secret = Field(
         default=None,
@@ -133,6 +134,15 @@ class IdentitySettings(Section):
     mnemonic: Secret = Field(
         default=None,
         description="The NIP-06 words instead. Better: PYLON_MNEMONIC, or a systemd credential named mnemonic.",
+    )
+    passphrase: Secret = Field(
+        default=None,
+        description="Opens an encrypted identity file. Better: PYLON_PASSPHRASE, or a credential named passphrase.",
+    )
+    passphrase_file: FilePath | None = Field(
+        default=None,
+        description="A file that holds the passphrase instead, readable by its owner alone.",
+        json_schema_extra={"allowed": "an absolute path", "example": "/etc/pylon/passphrase"},
     )
 
     @field_validator("nsec")

@@ -1,4 +1,4 @@
-"""`pylon` at a terminal of its own, where a prompt waits for an answer."""
+"""A command of `pylon` at a terminal of its own, for prompts that only a terminal gets."""
 
 from __future__ import annotations
 
@@ -7,32 +7,73 @@ import pty
 import select
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+LIMIT_S = 30.0
+
+
+class Terminal:
+    """What a person at the keyboard sees and types. `seen` is everything that was shown."""
+
+    def __init__(self, descriptor: int, process: subprocess.Popen[bytes]) -> None:
+        self._descriptor = descriptor
+        self._process = process
+        self.seen = b""
+
+    def until(self, wanted: str) -> None:
+        """Wait until something is shown, after what was waited for before."""
+        start, deadline = len(self.seen), time.monotonic() + LIMIT_S
+        while wanted.encode() not in self.seen[start:]:
+            ready, _, _ = select.select([self._descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{wanted!r} did not come; seen: {self.seen!r}"
+            self.seen += os.read(self._descriptor, 4096)
+
+    def type(self, line: str) -> None:
+        """Type a line."""
+        os.write(self._descriptor, line.encode() + b"\n")
+
+    def ended(self) -> int:
+        """Wait for the end and return the exit code."""
+        while True:
+            try:
+                piece = os.read(self._descriptor, 4096)
+            except OSError:  # Linux says that nobody has the other end any more
+                break
+            if not piece:
+                break
+            self.seen += piece
+        return self._process.wait(LIMIT_S)
+
+
+@contextmanager
+def at_terminal(*arguments: str, home: Path | None = None) -> Iterator[Terminal]:
+    """Run `pylon` with these arguments at a terminal, with our environment, on a home if one is given."""
+    environ = {**os.environ, **({} if home is None else {"PYLON_HOME": str(home)})}
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pylon", *arguments],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        env=environ,
+        start_new_session=True,
+    )
+    os.close(its)
+    try:
+        yield Terminal(ours, process)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
 
 
 def at_a_terminal(words: list[str], home: Path, prompt: str, answer: str) -> tuple[int, str]:
     """Run `pylon WORDS` at a terminal, answer its prompt, and return exit code and everything shown."""
-    leader, follower = pty.openpty()
-    environ = {**os.environ, "PYLON_HOME": str(home)}
-    command = [sys.executable, "-m", "pylon", *words]
-    process = subprocess.Popen(
-        command, env=environ, stdin=follower, stdout=follower, stderr=follower, start_new_session=True
-    )
-    os.close(follower)
-    shown = b""
-    try:
-        while select.select([leader], [], [], 30)[0]:
-            try:
-                piece = os.read(leader, 4096)
-            except OSError:  # how Linux says that the other end is closed
-                break
-            if not piece:
-                break
-            shown += piece
-            if prompt and prompt.encode() in shown:
-                os.write(leader, f"{answer}\n".encode())
-                prompt = ""
-        return process.wait(30), shown.decode()
-    finally:
-        process.kill()
-        os.close(leader)
+    with at_terminal(*words, home=home) as terminal:
+        if prompt:
+            terminal.until(prompt)
+            terminal.type(answer)
+        return terminal.ended(), terminal.seen.decode()
