@@ -1,7 +1,8 @@
 """The control API: HTTP over a Unix socket that only its owner can open.
 
 `serve_control` runs inside the daemon's task group and ends by cancellation. The socket is bound here, under a
-umask, because it must be 0600 from its first moment (uvicorn's own Unix sockets become 0666). Every connection
+umask, because it must be 0600 from its first moment (uvicorn's own Unix sockets become 0666). Where the system
+tells who is at the other end, that is asked too: a folder that was opened later opens nothing. Every connection
 carries one request, has a lifetime, and its body is never read: there is nothing a client could make grow.
 """
 
@@ -12,6 +13,7 @@ import contextlib
 import os
 import socket
 import stat
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +49,9 @@ from pylon.store.records import Money, Work
 
 log = structlog.get_logger("pylon.control")
 
+_PEERCRED: Final = struct.Struct("iII")  # ucred: pid, uid, gid
+_ROOT: Final = 0  # it could become any user anyway
+_MAX_STRANGERS: Final = 16
 _MAX_HEADER_BYTES: Final = 16 * 1024
 _BACKLOG: Final = 64
 _HEX: Final = frozenset("0123456789abcdef")
@@ -180,14 +185,32 @@ class _Server(uvicorn.Server):
             await asyncio.wait(self.server_state.tasks, timeout=1)
 
 
+def peer_uid(connection: socket.socket) -> int | None:
+    """Return the user at the other end of a Unix socket, None where the system does not tell (only Linux does)."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    _, uid, _ = _PEERCRED.unpack(raw)
+    return int(uid)
+
+
 def _bounded_protocol(limits: ControlLimits) -> type[H11Protocol]:
+    strangers: set[int] = set()
+
     class BoundedProtocol(H11Protocol):
-        """HTTP/1.1 with a limit on connections and on the life of each: a slow client holds nothing for long."""
+        """HTTP/1.1 for our own user, with a limit on connections and on the life of each."""
 
         _cut: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            uid = peer_uid(transport.get_extra_info("socket"))
+            if uid not in (None, os.geteuid(), _ROOT):
+                if uid not in strangers and len(strangers) < _MAX_STRANGERS:
+                    strangers.add(uid)  # one line each, however often it tries
+                    log.warning("another user tried the control socket and was refused", uid=uid)
+                transport.abort()
+                return
             if len(self.connections) > limits.connections:
                 transport.abort()
                 return

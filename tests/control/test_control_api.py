@@ -6,6 +6,8 @@ import json
 import os
 import socket
 import stat
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,7 +18,9 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
+import structlog
 
+from pylon.control import server
 from pylon.control.client import (
     BadAnswer,
     ControlClient,
@@ -125,6 +129,55 @@ def test_socket_is_private_from_its_first_moment(path: Path, monkeypatch: pytest
     finally:
         os.umask(before)
     assert modes == [0o600]
+
+
+AS_NOBODY = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+client = socket.socket(socket.AF_UNIX)
+client.settimeout(10)
+client.connect(sys.argv[1])
+try:
+    client.sendall(b"GET /status HTTP/1.1\\r\\nhost: pylon\\r\\n\\r\\n")
+    print(len(client.recv(100)))
+except ConnectionError:
+    print(0)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_another_user_is_refused_even_where_folder_and_socket_let_it_in() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own lies where no other user gets to
+        path = Path(folder) / "run" / "control.sock"
+        views = FakeViews()
+        async with served(path, views) as client:
+            for opened, mode in ((path.parent.parent, 0o711), (path.parent, 0o711), (path, 0o666)):
+                opened.chmod(mode)
+            command = [sys.executable, "-I", "-S", "-c", AS_NOBODY, str(path)]
+            with structlog.testing.capture_logs() as lines:
+                for _ in range(2):
+                    with anyio.fail_after(20):
+                        done = await anyio.run_process(command)
+                    assert done.stdout == b"0\n"
+            assert [line["uid"] for line in lines] == [65534], "one line, however often it tries"
+            assert views.asked == []
+            assert await off_loop(client.status) == STATUS, "and its owner is served as before"
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_PEERCRED"), reason="the system does not tell")
+@pytest.mark.parametrize(("uid", "answered"), [(12345, False), (0, True), (None, True), (os.geteuid(), True)])
+async def test_who_is_served_by_the_credential(
+    path: Path, monkeypatch: pytest.MonkeyPatch, uid: int | None, answered: bool
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        assert server.peer_uid(ours) == os.geteuid()
+    monkeypatch.setattr(server, "peer_uid", lambda _: uid)
+    async with served(path, FakeViews()):
+        said = await raw(path, b"GET /status HTTP/1.1\r\nhost: pylon\r\n\r\n")
+    assert bool(said) is answered
 
 
 async def test_stale_socket_is_replaced(path: Path) -> None:
