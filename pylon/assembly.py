@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from typing import Final, assert_never
 from urllib.parse import urlsplit
@@ -217,7 +219,7 @@ def _make_lnurl_wallet(settings: Settings, clock: Clock, key: SecretKey, paths: 
         pubkey=key.public_hex,
         relays=tuple(settings.relays.urls),
         network=settings.wallet.network.value,
-        file=paths.state_dir / "pylon.lnurl.db",
+        file=paths.lnurl_file,
         timeout_s=settings.wallet.timeout_s,
     )
     line = PoolLine(make_pool_config(settings), key=key, clock=clock, rng=random.Random())  # noqa: S311 - jitter
@@ -235,6 +237,22 @@ def make_payees(settings: Settings, clock: Clock) -> Payees:
     from pylon.wallets.lnurl_pay import LightningAddresses
 
     return LightningAddresses(make_web(settings), network=settings.wallet.network.value, clock=clock)
+
+
+def make_zap_author(settings: Settings, clock: Clock) -> Callable[[], Awaitable[str | None]] | None:
+    """Return what asks whose key signs the zap receipts of our own address; None without an address."""
+    from pylon.wallets.lnurl_pay import LightningAddresses
+
+    address = own_address(settings)
+    if not address:
+        return None
+    addresses = LightningAddresses(make_web(settings), network=settings.wallet.network.value, clock=clock)
+    return partial(addresses.zap_author, address)
+
+
+def own_address(settings: Settings) -> str:
+    """Return the lightning address that is announced (`lud16`): the one set for that, else the wallet's; or ""."""
+    return settings.announce.lud16 or settings.wallet.address or ""
 
 
 def _make_line(settings: Settings, uri: WalletUri, clock: Clock) -> PoolLine:
@@ -372,7 +390,7 @@ def make_announce_config(settings: Settings) -> AnnounceConfig:
         name=settings.name,
         about=announce.about,
         picture=announce.picture or "",
-        lud16=announce.lud16 or "",
+        lud16=own_address(settings),
         topics=tuple(announce.topics),
         relays=tuple(settings.relays.urls),
         free=settings.payment.mode is PaymentMode.FREE,

@@ -35,11 +35,13 @@ from pylon.jobs.ports import Clock, DeliverySink, Wallet
 from pylon.jobs.recorder import Recorder
 from pylon.jobs.refunder import Refunder
 from pylon.jobs.runner import Runner
+from pylon.jobs.zaps import LOOK_BACK_S, ZapDesk
 from pylon.live_views import LiveViews, Parts
 from pylon.lock import instance_lock
 from pylon.nostr.event import Event
 from pylon.nostr.keys import SecretKey, encode_npub
 from pylon.nostr.messages import Filter
+from pylon.nostr.nip57 import ZAP_RECEIPT_KIND
 from pylon.nostr.nip90 import FEEDBACK_KIND
 from pylon.paths import Paths, private_folder
 from pylon.relays.pool import RelayPool
@@ -58,6 +60,7 @@ _REQUESTS = "requests"
 _CANCELS = "cancels"
 _OWN = "own"
 _REFUNDS = "refunds"
+_ZAPS = "zaps"
 _CURSOR_EVERY_S = 15.0
 _CANCELS_EVERY_S = 2.0
 _IDS_PER_FILTER = 200
@@ -77,6 +80,7 @@ class _Doorway:
         self.announcer: Announcer | None = None
         self.refunder: Refunder | None = None
         self.profiles: ProfileReader | None = None
+        self.zaps: ZapDesk | None = None
 
     def offer(self, event: Event, relay_url: str) -> str | None:
         """Pass an event on."""
@@ -86,6 +90,8 @@ class _Doorway:
             return self.profiles.hear(event)
         if event.kind in SHARED_KINDS and self.announcer is not None:
             return self.announcer.hear(event)
+        if event.kind == ZAP_RECEIPT_KIND and self.zaps is not None:
+            return self.zaps.hear(event)
         return "not-ready" if self.intake is None else self.intake.offer(event, relay_url)
 
 
@@ -180,6 +186,10 @@ class Daemon:
             rng,
         )
         engine.plug_in(runner, self._cashier, self._publisher, credit, self._refunder)
+        zap_author = assembly.make_zap_author(settings, clock)
+        if zap_author is not None:
+            network = settings.wallet.network.value
+            self._door.zaps = ZapDesk(engine, key.public_hex, network, zap_author, clock)
         self._announcer = ears.announcer = self._door.announcer = Announcer(
             assembly.make_announce_config(settings),
             offers,
@@ -242,6 +252,8 @@ class Daemon:
         if self._cashier is not None:
             tasks.start_soon(self._cashier.run)
         tasks.start_soon(self._refunder.run)
+        if self._door.zaps is not None:
+            tasks.start_soon(self._door.zaps.run)
         await self._subscribe()
         await parts.engine.resume()
         # Older requests are refused by their age.
@@ -319,6 +331,9 @@ class Daemon:
         self.pool.subscribe(_REQUESTS, requests, cursors=cursors)
         self.pool.subscribe(_CANCELS, self._cancel_filters, since=0)
         self.pool.subscribe(_REFUNDS, self._refund_filters, since=0)
+        if self._door.zaps is not None:
+            zapped: Filter = {"kinds": [ZAP_RECEIPT_KIND], "#p": [self.parts.pubkey]}
+            self.pool.subscribe(_ZAPS, lambda since: [{**zapped, "since": max(since, now - LOOK_BACK_S)}], since=0)
         mine: Filter = {"kinds": sorted(SHARED_KINDS), "authors": [self.parts.pubkey]}
         self.pool.subscribe(_OWN, lambda since: [mine], since=0)
 

@@ -55,6 +55,11 @@ class Paths:
         return self.state_dir / "pylon.db"
 
     @property
+    def lnurl_file(self) -> Path:
+        """What the lnurl wallet must remember: its invoices and how their payment is learnt of."""
+        return self.state_dir / "pylon.lnurl.db"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the one daemon of this home."""
         return self.state_dir / "pylon.lock"

@@ -144,6 +144,15 @@ class LightningAddresses:
         self._network = network
         self._clock = clock
 
+    async def zap_author(self, address: str) -> str | None:
+        """Return whose key signs the zap receipts of an address (hex), None where it makes none. `PayeeError`."""
+        try:
+            return (await self._hosts.offer(parse_lightning_address(address))).nostr_pubkey
+        except BadLnurl as error:
+            raise PayeeRefused(str(error)) from error
+        except HostFault as fault:
+            raise PayeeUnavailable(str(fault)) from fault
+
     async def invoice_for(self, address: str, amount_msats: int) -> str:
         """Return an invoice over exactly this amount, in lower case; see `Payees`."""
         try:

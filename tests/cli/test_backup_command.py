@@ -102,6 +102,25 @@ def test_a_backup_brings_everything_back(home: Paths, file: Path, other: Paths, 
     assert left == {"identity.json", "pylon.toml", "pylon.db", "pylon.lock"}
 
 
+def test_what_a_wallet_keeps_here_comes_back_too(
+    home: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.wallet_file.write_text('{"of": "the wallet"}')
+    home.wallet_file.chmod(0o600)
+    with closing(sqlite3.connect(home.lnurl_file)) as db:
+        db.execute("CREATE TABLE invoices (payment_hash TEXT)")
+        db.execute("INSERT INTO invoices VALUES ('aa')")
+        db.commit()
+    path, other = tmp_path / "with-wallet", paths_under(tmp_path / "elsewhere")
+    assert run(["backup", str(path)]) == 0
+    monkeypatch.setenv("PYLON_HOME", str(other.state_dir))
+    assert run(["restore", str(path)]) == 0
+    assert other.wallet_file.read_text() == '{"of": "the wallet"}'
+    assert rows(other.lnurl_file, "SELECT payment_hash FROM invoices") == [("aa",)]
+    for restored in (other.wallet_file, other.lnurl_file):
+        assert stat.S_IMODE(restored.stat().st_mode) == 0o600
+
+
 def test_restored_books_are_marked_with_the_time_of_the_backup(home: Paths, file: Path, other: Paths) -> None:
     assert RESTORED_MARK not in Reports(home.database).marks()
     assert run(["restore", str(file)]) == 0
