@@ -118,6 +118,9 @@ async def test_ordered_by_the_operator(tmp_path: Path) -> None:
     async with owing(tmp_path, auto=False) as scene:
         pylon, job = scene.daemon.pylon, scene.order.id
         listed = await pylon("refunds", "list")
+        with anyio.fail_after(30):
+            while "it is for you" not in listed.stdout:  # the daemon comes to it in a moment
+                listed = await pylon("refunds", "list")
         assert f"it is for you to order: pylon refunds pay {job[:12]}" in listed.stdout
         refused = await pylon("refunds", "pay", job, "--to", "alice@127.0.0.1")
         assert refused.returncode == 1 and "name@host.example" in refused.stderr
