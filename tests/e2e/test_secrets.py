@@ -28,6 +28,7 @@ from tests.support.openai_server import (
     DONE,
     STREAM_END,
     STREAM_HEAD,
+    Handler,
     ScriptedServer,
     Wire,
     framed,
@@ -161,12 +162,16 @@ async def look_from_outside(daemon: Provider, hunt: Hunt) -> None:
     hunt.look("pylon jobs show", shown.stdout)
 
 
-async def repeats_the_key(wire: Wire) -> None:
+def repeats_the_key(status: int) -> Handler:
     """Refuse as a careless server does: with what it was sent."""
-    given = wire.headers.get("authorization", "")
-    assert API_KEY in given
-    body = {"error": {"message": f"Incorrect API key provided: {given}", "type": "auth", "code": API_KEY}}
-    await said(401, body, f"WWW-Authenticate: {given}")(wire)
+
+    async def refuse(wire: Wire) -> None:
+        given = wire.headers.get("authorization", "")
+        assert API_KEY in given
+        body = {"error": {"message": f"Incorrect API key provided: {given}", "type": "auth", "code": API_KEY}}
+        await said(status, body, f"WWW-Authenticate: {given}")(wire)
+
+    return refuse
 
 
 async def works(wire: Wire) -> None:
@@ -208,10 +213,12 @@ async def test_a_paid_market_in_trouble_tells_nobody(tmp_path: Path) -> None:
             good = await customer.order("what is salt?")
             await wallet.payer().pay(await good.invoice())
             assert "a fine answer" in (await good.result()).content
-            backend.chats = [repeats_the_key]
-            bad = await customer.order("and pepper?")
-            await wallet.payer().pay(await bad.invoice())
-            told = [await bad.error()]
+            told: list[str] = []
+            for status in (400, 500, 401):
+                backend.chats = [repeats_the_key(status)]
+                bad = await customer.order(f"and pepper, {status}?")
+                await wallet.payer().pay(await bad.invoice())
+                told.append(await bad.error())
             assert any(wire.headers.get("authorization") == f"Bearer {API_KEY}" for wire in backend.posts())
             wallet.kill()
             await customer.order("and sugar?")
@@ -268,7 +275,7 @@ async def test_a_wallet_behind_relays_that_goes_away_tells_nobody(tmp_path: Path
     assert hunt.searched > 100_000
 
 
-NSEC = generate_identity().secret.reveal_nsec()
+NSEC = "nsec10allq0gjx7fddtzef0ax00mdps9t2kmtrldkyjfs8l5xruwvh2dq0lhhkp"
 WORDS = "leader monkey parrot ring guide accident before fence cannon height naive bean"
 URI = f"nostr+walletconnect://{'ab' * 32}?relay=wss://relay.example&secret={'c7' * 32}"
 
