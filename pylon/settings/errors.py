@@ -7,6 +7,7 @@ anything but a plain value.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final, Literal, get_args, get_origin
@@ -47,6 +48,11 @@ _FAULTS: Final = {
     "union_tag_not_found": "missing",
     "union_tag_invalid": "is unknown",
 }
+_SECRET_SHAPES: Final = re.compile(
+    r"n(?:cryptse|se)c1[0-9a-z]{16,}…?|nostr\+?walletconnect:[^\s']+|(?<=secret=)[^\s'&]+|(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])",
+    re.IGNORECASE,
+)
+_TABLES: Final = re.compile(r"\s*\[?\s*\{")
 _WITHOUT_VALUE: Final = frozenset({"missing", "union_tag_not_found"})
 
 
@@ -58,8 +64,13 @@ class SettingsError(ValueError):
     def __init__(self, key: str, fault: str, *, place: str = "", allowed: str = "") -> None:
         head = ": ".join(part for part in (place, key) if part)
         tail = f"; allowed: {allowed}" if allowed else ""
-        super().__init__(f"{head}: {fault}{tail}" if head else f"{fault}{tail}")
-        self.key = key
+        super().__init__(_without_secrets(f"{head}: {fault}{tail}" if head else f"{fault}{tail}"))
+        self.key = _without_secrets(key)
+
+
+def _without_secrets(text: str) -> str:
+    """Return a sentence without what has the shape of a secret: one may stand where none belongs, even as a key."""
+    return _SECRET_SHAPES.sub("[secret]", text)
 
 
 def from_validation(error: ValidationError, places: Mapping[str, str]) -> SettingsError:
@@ -195,7 +206,7 @@ def _shown(value: object, field: FieldInfo | None) -> str:
     """Return a plain value as `'abc': `, or "" for secrets, tables and lists."""
     if field is None or is_secret(field) or not isinstance(value, str | int | float):
         return ""
-    if isinstance(value, str) and ("nsec1" in value.lower() or "@" in value):
-        return ""  # a secret in the wrong place, or a password in a URL
+    if isinstance(value, str) and ("nsec1" in value.lower() or "@" in value or _TABLES.match(value)):
+        return ""  # a secret in the wrong place, a password in a URL, or tables as JSON with whatever is in them
     text = str(value).lower() if isinstance(value, bool) else printable(value, limit=60)
     return f"'{text}': " if isinstance(value, str) else f"{text}: "
