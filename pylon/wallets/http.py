@@ -23,6 +23,7 @@ from pylon.text import printable
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 MAX_LINE_BYTES: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 64
+_MIN_SECRET: Final = 8  # a shorter one would be found in words that mean nothing
 
 _UNSENT: Final = (
     httpx.ConnectError,
@@ -57,6 +58,8 @@ class WalletHttp:
         self._label = label
         self._url = url
         self._authorization = authorization or f"Bearer {token}"
+        sent = {token, self._authorization.rpartition(" ")[2]}
+        self._secrets = [each.encode() for each in sent if len(each) >= _MIN_SECRET]
         self._timeout_s = timeout_s
         self._uds = uds
         self._client: httpx.AsyncClient | None = None
@@ -111,7 +114,7 @@ class WalletHttp:
         try:
             with anyio.fail_after(self._timeout_s):
                 async with self._open().stream(method, path, params=params, json=body, data=form) as response:
-                    raw = await _read(response)
+                    raw = await self._read(response)
         except _UNSENT as error:
             raise WalletUnavailable(f"{self._label} cannot be reached: {_why(error)}") from error
         except (httpx.HTTPError, TimeoutError, _TooLong) as error:
@@ -126,7 +129,7 @@ class WalletHttp:
         try:
             async with self._open().stream("GET", path, timeout=self._timeout(silence_s)) as response:
                 if response.status_code != httpx.codes.OK:
-                    self._parse(response.status_code, await _read(response), mutating=False)
+                    self._parse(response.status_code, await self._read(response), mutating=False)
                     raise self.unclear(f"answered {response.status_code}", mutating=False)
                 rest = b""
                 async with aclosing(_chunks(response)) as chunks:
@@ -162,6 +165,13 @@ class WalletHttp:
         if not isinstance(value, dict):
             raise self.unclear("answered something that is not a JSON object", mutating=mutating)
         return value
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        """Return the body, without our own secrets in it: what a wallet says ends up in errors and on screens."""
+        raw = await _read(response)
+        for secret in self._secrets:
+            raw = raw.replace(secret, b"[token]")
+        return raw
 
     def _open(self) -> httpx.AsyncClient:
         if self._client is None:
