@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from typing import Final, assert_never
 from urllib.parse import urlsplit
@@ -24,12 +26,16 @@ from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
 from pylon.jobs.lifecycle import Rules
 from pylon.jobs.policy import IntakePolicy
-from pylon.jobs.ports import Backend, Clock, Wallet
+from pylon.jobs.ports import Backend, Clock, Payees, Wallet
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.refund_case import RefunderConfig
+from pylon.jobs.repayment import RepaymentConfig
 from pylon.jobs.salvage import Terms
 from pylon.net.urls import DialRefused
+from pylon.net.web import Web, WebPolicy
 from pylon.nostr.keys import SecretKey
+from pylon.nostr.lnurl import BadLnurl, parse_lightning_address
 from pylon.nostr.nip47 import WalletUri, parse_wallet_uri
 from pylon.paths import Paths
 from pylon.relays.line import PoolLine
@@ -37,6 +43,7 @@ from pylon.relays.state import PoolConfig
 from pylon.settings import (
     EchoBackendSettings,
     EmbeddedBackendSettings,
+    ModelSettings,
     OllamaBackendSettings,
     OpenAIBackendSettings,
     PaymentMode,
@@ -59,7 +66,7 @@ def check_startable(settings: Settings) -> None:
         )
     if settings.payment.mode is PaymentMode.FREE:
         return
-    out = "connect a wallet ([wallet] in pylon.toml), give the work away (--free), or try the market (pylon demo)"
+    out = "connect a wallet (pylon wallet connect), give the work away (--free), or try the market (pylon demo)"
     if settings.wallet.kind is WalletKind.NONE:
         raise SettingsError("payment.mode", f"work is to be paid and no wallet is connected: {out}")
     if settings.wallet.kind is WalletKind.FAKE and not all(_is_local(url) for url in settings.relays.urls):
@@ -68,8 +75,8 @@ def check_startable(settings: Settings) -> None:
 
 def secrets_of(settings: Settings, key: SecretKey) -> list[str]:
     """Return every secret in use, for the log's redactor."""
-    identity = settings.identity
-    given = [identity.nsec, identity.mnemonic, identity.passphrase, settings.wallet.token, settings.wallet.uri]
+    identity, wallet = settings.identity, settings.wallet
+    given = [identity.nsec, identity.mnemonic, identity.passphrase, wallet.token, wallet.pay_token, wallet.uri]
     given += [each.api_key for each in settings.backends if isinstance(each, OpenAIBackendSettings)]
     keys = [key]
     if settings.wallet.uri is not None:
@@ -86,7 +93,8 @@ def make_offers(settings: Settings) -> tuple[Offer, ...]:
             name=model.name,
             backend=model.backend,
             backend_model=model.name_at_backend,
-            price=Price(model.base_msats, model.input_msats_per_1k, model.output_msats_per_1k),
+            price=_price(settings, model, model.kinds[0]),
+            kind_prices={kind: _price(settings, model, kind) for kind in model.kinds},
             aliases=tuple(model.aliases),
             max_output_tokens=model.max_output_tokens,
             default_output_tokens=model.unasked_output_tokens,
@@ -97,6 +105,12 @@ def make_offers(settings: Settings) -> tuple[Offer, ...]:
         )
         for model in settings.models
     )
+
+
+def _price(settings: Settings, model: ModelSettings, kind: int) -> Price:
+    """Return what a model's jobs of a kind cost: no less than the operator takes for any job."""
+    told = model.price_of(kind)
+    return Price(**{**told, "min_msats": max(told["min_msats"], settings.payment.min_price_msats)})
 
 
 def make_backends(settings: Settings, paths: Paths) -> dict[str, Backend]:
@@ -153,10 +167,13 @@ def make_backends(settings: Settings, paths: Paths) -> dict[str, Backend]:
     return made
 
 
-def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
+def make_wallet(
+    settings: Settings, clock: Clock, key: SecretKey | None = None, paths: Paths | None = None
+) -> Wallet | None:
     """Return the configured wallet, not running yet; None when there is none. Raises `SettingsError`.
 
-    It is connected in free mode too: invoices of an earlier, paid time may still be paid.
+    It is connected in free mode too: invoices of an earlier, paid time may still be paid. Without the node's `key`
+    and `paths` it is one to pay from, which a lightning address is not.
     """
     wallet = settings.wallet
     match wallet.kind:
@@ -167,6 +184,12 @@ def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
 
             password = _wallet_secret(settings, "token")
             return PhoenixdWallet(PhoenixdConfig(wallet.url or "", password, wallet.timeout_s), clock)
+        case WalletKind.LNBITS:
+            from pylon.wallets.lnbits import LnbitsConfig, LnbitsWallet
+
+            token = _wallet_secret(settings, "token")
+            pay_token = None if wallet.pay_token is None else wallet.pay_token.get_secret_value()
+            return LnbitsWallet(LnbitsConfig(wallet.url or "", token, pay_token, wallet.timeout_s), clock)
         case WalletKind.FAKE:
             token, url = _wallet_secret(settings, "token"), wallet.url or ""
             return FakeWallet(FakeWalletConfig(token=token, url=url, timeout_s=wallet.timeout_s), clock)
@@ -175,8 +198,61 @@ def make_wallet(settings: Settings, clock: Clock) -> Wallet | None:
 
             uri = parse_wallet_uri(_wallet_secret(settings, "uri"))
             return NwcWallet(uri, _make_line(settings, uri, clock), clock, timeout_s=wallet.timeout_s)
+        case WalletKind.LNURL:
+            if key is None or paths is None:
+                only = "a lightning address only receives; pylon doctor and pylon status tell how it is"
+                raise SettingsError("wallet.kind", only)
+            return _make_lnurl_wallet(settings, clock, key, paths)
         case _:
             assert_never(wallet.kind)
+
+
+def _make_lnurl_wallet(settings: Settings, clock: Clock, key: SecretKey, paths: Paths) -> Wallet:
+    from pylon.wallets.lnurl import LnurlConfig, LnurlWallet
+
+    try:
+        address = parse_lightning_address(settings.wallet.address or "")
+    except BadLnurl as error:
+        raise SettingsError("wallet.address", str(error)) from None
+    config = LnurlConfig(
+        address=address,
+        pubkey=key.public_hex,
+        relays=tuple(settings.relays.urls),
+        network=settings.wallet.network.value,
+        file=paths.lnurl_file,
+        timeout_s=settings.wallet.timeout_s,
+    )
+    line = PoolLine(make_pool_config(settings), key=key, clock=clock, rng=random.Random())  # noqa: S311 - jitter
+    return LnurlWallet(config, make_web(settings), line, lambda draft: draft.sign(key, int(clock())), clock)
+
+
+def make_web(settings: Settings) -> Web:
+    """Return the guarded way to web hosts that strangers, or a lightning address, name."""
+    private = settings.relays.allow_private_hosts
+    return Web(WebPolicy(allow_private=private, timeout_s=settings.wallet.timeout_s))
+
+
+def make_payees(settings: Settings, clock: Clock) -> Payees:
+    """Return where strangers are paid: lightning addresses."""
+    from pylon.wallets.lnurl_pay import LightningAddresses
+
+    return LightningAddresses(make_web(settings), network=settings.wallet.network.value, clock=clock)
+
+
+def make_zap_author(settings: Settings, clock: Clock) -> Callable[[], Awaitable[str | None]] | None:
+    """Return what asks whose key signs the zap receipts of our own address; None without an address."""
+    from pylon.wallets.lnurl_pay import LightningAddresses
+
+    address = own_address(settings)
+    if not address:
+        return None
+    addresses = LightningAddresses(make_web(settings), network=settings.wallet.network.value, clock=clock)
+    return partial(addresses.zap_author, address)
+
+
+def own_address(settings: Settings) -> str:
+    """Return the lightning address that is announced (`lud16`): the one set for that, else the wallet's; or ""."""
+    return settings.announce.lud16 or settings.wallet.address or ""
 
 
 def _make_line(settings: Settings, uri: WalletUri, clock: Clock) -> PoolLine:
@@ -199,7 +275,7 @@ def _wallet_secret(settings: Settings, key: str) -> str:
     """Return a secret of the wallet. Raises `SettingsError` with the ways to give it."""
     secret: SecretStr | None = getattr(settings.wallet, key)
     if secret is None:
-        how = f"missing: set PYLON_WALLET_{key.upper()}, or a systemd credential named wallet_{key}"
+        how = f"missing: pylon wallet connect, PYLON_WALLET_{key.upper()}, or a systemd credential wallet_{key}"
         raise SettingsError(f"wallet.{key}", how)
     return secret.get_secret_value()
 
@@ -314,7 +390,7 @@ def make_announce_config(settings: Settings) -> AnnounceConfig:
         name=settings.name,
         about=announce.about,
         picture=announce.picture or "",
-        lud16=announce.lud16 or "",
+        lud16=own_address(settings),
         topics=tuple(announce.topics),
         relays=tuple(settings.relays.urls),
         free=settings.payment.mode is PaymentMode.FREE,
@@ -334,6 +410,18 @@ def make_cashier_config(settings: Settings) -> CashierConfig:
         invoice_grace_s=settings.payment.invoice_grace_s,
         lookup_min_s=settings.payment.lookup_min_s,
         lookup_max_s=settings.payment.lookup_max_s,
+    )
+
+
+def make_refunder_config(settings: Settings) -> RefunderConfig:
+    """Return what refunds need."""
+    limits = settings.refunds
+    return RefunderConfig(
+        network=settings.wallet.network.value,
+        auto=limits.auto,
+        max_msats_per_job=limits.max_msats_per_job,
+        max_msats_per_day=limits.max_msats_per_day,
+        repayment=RepaymentConfig(max_fee_msats=limits.max_fee_msats, grace_s=settings.payment.invoice_grace_s),
     )
 
 

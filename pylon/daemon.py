@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 import anyio
@@ -33,14 +33,19 @@ from pylon.jobs.engine import Engine
 from pylon.jobs.intake import Intake
 from pylon.jobs.ports import Clock, DeliverySink, Wallet
 from pylon.jobs.recorder import Recorder
+from pylon.jobs.refunder import Refunder
 from pylon.jobs.runner import Runner
+from pylon.jobs.zaps import LOOK_BACK_S, ZapDesk
 from pylon.live_views import LiveViews, Parts
 from pylon.lock import instance_lock
 from pylon.nostr.event import Event
 from pylon.nostr.keys import SecretKey, encode_npub
 from pylon.nostr.messages import Filter
+from pylon.nostr.nip57 import ZAP_RECEIPT_KIND
+from pylon.nostr.nip90 import FEEDBACK_KIND
 from pylon.paths import Paths, private_folder
 from pylon.relays.pool import RelayPool
+from pylon.relays.profiles import ProfileReader
 from pylon.relays.publisher import OutboxPublisher
 from pylon.salvaging import Salvage
 from pylon.settings import LoadedSettings, Settings, SettingsError
@@ -54,9 +59,12 @@ log = structlog.get_logger("pylon.daemon")
 _REQUESTS = "requests"
 _CANCELS = "cancels"
 _OWN = "own"
+_REFUNDS = "refunds"
+_ZAPS = "zaps"
 _CURSOR_EVERY_S = 15.0
 _CANCELS_EVERY_S = 2.0
 _IDS_PER_FILTER = 200
+_REFUNDS_ASKED = 1_000  # the newest: what customers say of older ones is asked for again when these are gone
 _FLUSH_S = 5.0
 _LEAVE_S = 2.0
 _FIRST_ANSWER_S = 2.0
@@ -70,11 +78,20 @@ class _Doorway:
     def __init__(self) -> None:
         self.intake: Intake | None = None
         self.announcer: Announcer | None = None
+        self.refunder: Refunder | None = None
+        self.profiles: ProfileReader | None = None
+        self.zaps: ZapDesk | None = None
 
     def offer(self, event: Event, relay_url: str) -> str | None:
         """Pass an event on."""
+        if event.kind == FEEDBACK_KIND and self.refunder is not None:
+            return self.refunder.hear(event)
+        if self.profiles is not None and self.profiles.wants(event):
+            return self.profiles.hear(event)
         if event.kind in SHARED_KINDS and self.announcer is not None:
             return self.announcer.hear(event)
+        if event.kind == ZAP_RECEIPT_KIND and self.zaps is not None:
+            return self.zaps.hear(event)
         return "not-ready" if self.intake is None else self.intake.offer(event, relay_url)
 
 
@@ -128,7 +145,7 @@ class Daemon:
         catalogue = Catalogue(offers)
         self._kinds = sorted(catalogue.kinds)
         backends = assembly.make_backends(settings, paths)
-        wallet = assembly.make_wallet(settings, clock)
+        wallet = assembly.make_wallet(settings, clock, key, paths)
         self._door = _Doorway()
         pool_config = assembly.make_pool_config(settings)
         self.pool = RelayPool(pool_config, key=key, sink=self._door, clock=clock, rng=rng)
@@ -157,7 +174,22 @@ class Daemon:
             credit=credit,
             allowance=self._allowance,
         )
-        engine.plug_in(runner, self._cashier, self._publisher, credit)
+        profiles = self._door.profiles = ProfileReader(self.pool)
+        self._refunder = self._door.refunder = Refunder(
+            engine,
+            wallet,
+            assembly.make_payees(settings, clock),
+            profiles,
+            key.public_hex,
+            assembly.make_refunder_config(settings),
+            clock,
+            rng,
+        )
+        engine.plug_in(runner, self._cashier, self._publisher, credit, self._refunder)
+        zap_author = assembly.make_zap_author(settings, clock)
+        if zap_author is not None:
+            network = settings.wallet.network.value
+            self._door.zaps = ZapDesk(engine, key.public_hex, network, zap_author, clock)
         self._announcer = ears.announcer = self._door.announcer = Announcer(
             assembly.make_announce_config(settings),
             offers,
@@ -171,7 +203,17 @@ class Daemon:
             all_found=lambda: self.pool.all_caught_up(_OWN),
         )
         self.parts = Parts(
-            store, engine, runner, intake, self.pool, backends, wallet, mode, key.public_hex, self._announcer
+            store,
+            engine,
+            runner,
+            intake,
+            self.pool,
+            backends,
+            wallet,
+            mode,
+            key.public_hex,
+            self._announcer,
+            self._refunder,
         )
         self._views = LiveViews(self.parts, clock, stop=self._stop.set, stopping=self._stop.is_set)
         terms = assembly.make_salvage_terms(settings, catalogue)
@@ -209,6 +251,9 @@ class Daemon:
         tasks.start_soon(self._publisher.run)
         if self._cashier is not None:
             tasks.start_soon(self._cashier.run)
+        tasks.start_soon(self._refunder.run)
+        if self._door.zaps is not None:
+            tasks.start_soon(self._door.zaps.run)
         await self._subscribe()
         await parts.engine.resume()
         # Older requests are refused by their age.
@@ -224,7 +269,8 @@ class Daemon:
         self._door.intake = parts.intake
         tasks.start_soon(parts.engine.run)
         tasks.start_soon(self.pool.run)
-        tasks.start_soon(self._refresh_cancels)
+        tasks.start_soon(self._refresh, _CANCELS, self._cancellable)
+        tasks.start_soon(self._refresh, _REFUNDS, self._refundable)
         tasks.start_soon(self._save_cursors)
         tasks.start_soon(self._announcer.run)
         if restored is None:
@@ -284,6 +330,10 @@ class Daemon:
 
         self.pool.subscribe(_REQUESTS, requests, cursors=cursors)
         self.pool.subscribe(_CANCELS, self._cancel_filters, since=0)
+        self.pool.subscribe(_REFUNDS, self._refund_filters, since=0)
+        if self._door.zaps is not None:
+            zapped: Filter = {"kinds": [ZAP_RECEIPT_KIND], "#p": [self.parts.pubkey]}
+            self.pool.subscribe(_ZAPS, lambda since: [{**zapped, "since": max(since, now - LOOK_BACK_S)}], since=0)
         mine: Filter = {"kinds": sorted(SHARED_KINDS), "authors": [self.parts.pubkey]}
         self.pool.subscribe(_OWN, lambda since: [mine], since=0)
 
@@ -295,15 +345,27 @@ class Daemon:
     def _cancellable(self) -> list[str]:
         return sorted(job.id for job in self.parts.engine.open_jobs if job.work not in ENDED)
 
-    async def _refresh_cancels(self) -> None:
-        """Keep the `#e` filter on the open jobs, changed every two seconds at most (Nexus: 60 a minute)."""
+    def _refund_filters(self, since: int) -> Sequence[Filter]:
+        """Return where customers say how they want their money back: only those who are owed any are asked for."""
+        customers, ids = self._refunder.customers, self._refundable()
+        parts = [ids[start : start + _IDS_PER_FILTER] for start in range(0, len(ids), _IDS_PER_FILTER)]
+        return [
+            {"kinds": [FEEDBACK_KIND], "#e": part, "authors": sorted({customers[each] for each in part})}
+            for part in parts
+        ]
+
+    def _refundable(self) -> list[str]:
+        return sorted(list(self._refunder.customers)[-_REFUNDS_ASKED:])
+
+    async def _refresh(self, name: str, wanted: Callable[[], list[str]]) -> None:
+        """Keep a `#e` filter on the jobs it is about, changed every two seconds at most (Nexus: 60 a minute)."""
         asked: list[str] = []
         while True:
-            ids = self._cancellable()
+            ids = wanted()
             # A job that came and went in between needs no filter; one that went may stay in it.
             if not set(ids) <= set(asked) or (asked and not ids):
                 asked = ids
-                self.pool.refresh(_CANCELS)
+                self.pool.refresh(name)
             await anyio.sleep(_CANCELS_EVERY_S)
 
     async def _save_cursors(self) -> None:

@@ -23,6 +23,7 @@ from pylon.control.views import (
     ModelLine,
     NotFound,
     QueueLine,
+    RefundView,
     RelayLine,
     StoreLine,
     ViewError,
@@ -34,6 +35,8 @@ from pylon.jobs.engine import Engine
 from pylon.jobs.intake import Intake
 from pylon.jobs.lanes import Lane
 from pylon.jobs.ports import Backend, BackendHealth, Clock, Wallet
+from pylon.jobs.refund_case import RefundRefused
+from pylon.jobs.refunder import Refunder
 from pylon.jobs.runner import Runner
 from pylon.nostr.keys import encode_npub
 from pylon.offline import OfflineViews, books_line, job_view
@@ -59,6 +62,7 @@ class Parts:
     payment_mode: facts.Mode
     pubkey: str
     announcer: Announcer | None = None
+    refunder: Refunder | None = None
 
 
 class LiveViews:
@@ -122,9 +126,36 @@ class LiveViews:
             raise ViewError(f"the job cannot be cancelled any more: it is {job.work.value}")
         return job_view(job)
 
-    async def earnings(self, since: int | None, by: str) -> EarningsView:
-        """Return settled payments since unix seconds."""
-        return await anyio.to_thread.run_sync(self._offline.earnings, since, by)
+    async def refunds(self, *, ended: bool = False) -> Sequence[RefundView]:
+        """Return what is due or under way, each with what it waits for."""
+        found = await anyio.to_thread.run_sync(lambda: self._offline.refunds(ended=ended))
+        return [self._now(each) for each in found]
+
+    async def pay_refund(self, id_or_prefix: str, to: str = "") -> RefundView:
+        """Order a refund, and wait a while for what comes of it. Raises `ViewError`."""
+        job_id = await anyio.to_thread.run_sync(self._offline.find, id_or_prefix)
+        refunder = self._refunder()
+        try:
+            await refunder.order(job_id, to)
+        except RefundRefused as error:
+            raise ViewError(str(error)) from error
+        await refunder.outcome(job_id, _CONFIRMATION_S)
+        return await self._refund(job_id)
+
+    async def write_off(self, id_or_prefix: str, reason: str) -> RefundView:
+        """Record that a refund will not be paid. Raises `ViewError`."""
+        job_id = await anyio.to_thread.run_sync(self._offline.find, id_or_prefix)
+        try:
+            await self._refunder().write_off(job_id, reason)
+        except RefundRefused as error:
+            raise ViewError(str(error)) from error
+        return await self._refund(job_id)
+
+    async def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        """Return settled payments of a time."""
+        return await anyio.to_thread.run_sync(lambda: self._offline.earnings(since, by, until=until, local=local))
 
     def announcement(self) -> AnnouncementView:
         """Return what was published last. Raises `ViewError` where nothing announces."""
@@ -147,6 +178,19 @@ class LiveViews:
     def request_stop(self) -> None:
         """Ask for a graceful stop."""
         self._stop()
+
+    def _refunder(self) -> Refunder:
+        if self._parts.refunder is None:
+            raise ViewError("this daemon gives nothing back")
+        return self._parts.refunder
+
+    async def _refund(self, job_id: str) -> RefundView:
+        return self._now(await anyio.to_thread.run_sync(self._offline.refund, job_id))
+
+    def _now(self, view: RefundView) -> RefundView:
+        """Return a refund as of now: the database does not know what it waits for."""
+        refunder = self._parts.refunder
+        return view if refunder is None else replace(view, waits=refunder.waits(view.job))
 
     def _announcer(self) -> Announcer:
         if self._parts.announcer is None:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pylon.control.views import (
+    MAX_JOBS,
     Ambiguous,
     AttemptLine,
     BadQuery,
@@ -25,10 +26,13 @@ from pylon.control.views import (
     JobView,
     JournalLine,
     NotFound,
+    RefundLine,
+    RefundView,
 )
+from pylon.jobs.giving_back import GIVING_BACK, books_of
 from pylon.nostr.keys import encode_npub
 from pylon.store.records import UNDER_WAY, Books, Job, Money, Work
-from pylon.store.reports import Reports, Takings
+from pylon.store.reports import GivingBack, Reports, Takings
 
 
 class OfflineViews:
@@ -93,18 +97,32 @@ class OfflineViews:
             request_json=detail.request_json if show_input else None,
         )
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
-        """Return settled payments since unix seconds, split by an `EarningsBy`."""
+    def refunds(self, *, ended: bool = False) -> Sequence[RefundView]:
+        """Return what is due or under way, oldest first; with `ended` what was refunded or written off too."""
+        wanted = GIVING_BACK if ended else {Money.REFUND_DUE, Money.REFUNDING}
+        return [_refund_view(each) for each in self._reports.giving_back(wanted, MAX_JOBS)]
+
+    def refund(self, job_id: str) -> RefundView:
+        """Return one job's refund. Raises `NotFound` when none ever was due."""
+        found = self._reports.giving_back(GIVING_BACK, 1, job_id=job_id)
+        if not found:
+            raise NotFound("nothing is or was to be refunded for this job")
+        return _refund_view(found[0])
+
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        """Return settled payments of a time (unix seconds), split by an `EarningsBy`; see `ControlViews`."""
         split = EarningsBy(by)
-        takings = self._reports.takings(since)
+        takings = self._reports.takings(since, until)
         groups: dict[str, list[Takings]] = defaultdict(list)
-        for each in takings:
-            if split is EarningsBy.DAY:
-                groups[datetime.fromtimestamp(each.settled_at, UTC).date().isoformat()].append(each)
-            elif split is EarningsBy.MODEL:
-                groups[each.model].append(each)
+        if split is not EarningsBy.TOTAL:
+            for each in takings:
+                groups[_label(each, split, local=local)].append(each)
         rows = tuple(EarningsRow(label, len(group), _sum(group)) for label, group in sorted(groups.items()))
-        return EarningsView(by=split, payments=len(takings), total=_sum(takings), since=since, rows=rows)
+        return EarningsView(
+            by=split, payments=len(takings), total=_sum(takings), since=since, rows=rows, until=until
+        )
 
 
 def offline_views(database: Path) -> OfflineViews:
@@ -138,18 +156,75 @@ def books_line(books: Books) -> BooksLine:
         owed_msats=books.owed_msats,
         in_work_msats=books.in_work_msats,
         refund_due_msats=books.refund_due_msats,
+        refunded_msats=books.refunded_msats,
+        refund_fees_msats=books.refund_fees_msats,
+        written_off_msats=books.written_off_msats,
         deposits_msats=books.deposits_msats,
     )
+
+
+def _label(taking: Takings, split: EarningsBy, *, local: bool) -> str:
+    """Return the name of the row that a settlement belongs to."""
+    match split:
+        case EarningsBy.DAY:
+            return datetime.fromtimestamp(taking.settled_at, None if local else UTC).date().isoformat()
+        case EarningsBy.CUSTOMER:
+            return encode_npub(taking.customer)
+        case EarningsBy.KIND:
+            return str(taking.kind)
+        case _:
+            return taking.model
 
 
 def _sum(takings: Sequence[Takings]) -> BooksLine:
     received = sum(each.received_msats for each in takings)
     earned = sum(each.earned_msats for each in takings)
     deposits = sum(each.deposit_msats for each in takings)
-    under_way = sum(
-        each.received_msats - each.earned_msats - each.deposit_msats
-        for each in takings
-        if each.money is Money.SETTLED and each.work in UNDER_WAY
+    under_way = [each for each in takings if each.money is Money.SETTLED and each.work in UNDER_WAY]
+    in_work = sum(each.rest_msats for each in under_way)
+    rest = received - earned - deposits - in_work
+    jobs = {each.job: each for each in takings}.values()
+    # A job may have settlements outside of these: what was given back of those is not counted here.
+    refunded = min(sum(each.refunded_msats for each in jobs), rest)
+    written_off = min(sum(each.written_off_msats for each in jobs), rest - refunded)
+    return books_line(
+        Books(
+            received_msats=received,
+            earned_msats=earned,
+            in_work_msats=in_work,
+            refund_due_msats=rest - refunded - written_off,
+            refunded_msats=refunded,
+            refund_fees_msats=sum(each.refund_fees_msats for each in jobs),
+            written_off_msats=written_off,
+            deposits_msats=deposits,
+        )
     )
-    owed = received - earned - deposits - under_way
-    return books_line(Books(received, earned, under_way, owed, deposits_msats=deposits))
+
+
+def _refund_view(found: GivingBack) -> RefundView:
+    job, payee = found.job, found.payee
+    due = job.money in (Money.REFUND_DUE, Money.REFUNDING)
+    return RefundView(
+        job=job.id,
+        customer=encode_npub(job.customer),
+        money=job.money.value,
+        due_msats=books_of(job, found.settlements, found.refunds).refund_due_msats,
+        reason=job.reason,
+        destination="" if payee is None else payee.destination,
+        source="" if payee is None or not payee.destination else payee.source.value,
+        ordered=payee is not None and payee.ordered,
+        waits="pylon is not running: pylon start" if due else "",
+        payments=tuple(
+            RefundLine(
+                number=each.number,
+                state=each.state.value,
+                amount_msats=each.amount_msats,
+                created_at=each.created_at,
+                fee_msats=each.fee_msats,
+                destination=each.destination,
+                payment_hash=each.payment_hash,
+                reason=each.reason,
+            )
+            for each in found.refunds
+        ),
+    )

@@ -45,9 +45,19 @@ class Paths:
         return self.config_dir / "identity.json"
 
     @property
+    def wallet_file(self) -> Path:
+        """The wallet's secret, written by `pylon wallet connect`."""
+        return self.config_dir / "pylon.wallet.json"
+
+    @property
     def database(self) -> Path:
         """Jobs and money."""
         return self.state_dir / "pylon.db"
+
+    @property
+    def lnurl_file(self) -> Path:
+        """What the lnurl wallet must remember: its invoices and how their payment is learnt of."""
+        return self.state_dir / "pylon.lnurl.db"
 
     @property
     def lock_file(self) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +26,7 @@ from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
 from pylon.jobs.ports import Backend, Wallet
 from pylon.jobs.recorder import RecorderConfig
+from pylon.jobs.refund_case import RefunderConfig
 from pylon.nostr.keys import SecretKey
 from pylon.paths import paths_under
 from pylon.relays.state import PoolConfig
@@ -167,6 +168,7 @@ class Made:
     intake: IntakeConfig
     runner: RunnerConfig
     cashier: CashierConfig
+    refunder: RefunderConfig
     credit: Credit | None
     allowance: Allowance | None
     announce: AnnounceConfig
@@ -185,6 +187,7 @@ def make(given: Settings, folder: Path) -> Made:
         intake=assembly.make_intake_config(given, facts.Mode.PREPAY, Access()),
         runner=assembly.make_runner_config(given),
         cashier=assembly.make_cashier_config(given),
+        refunder=assembly.make_refunder_config(given),
         credit=assembly.make_credit(given),
         allowance=assembly.make_allowance(given),
         announce=assembly.make_announce_config(given),
@@ -226,6 +229,12 @@ EVERYTHING: dict[str, Any] = {
         "customer_relays_total": 17,
         "allow_private_hosts": True,
     },
+    "refunds": {
+        "auto": True,
+        "max_msats_per_job": 71_000,
+        "max_msats_per_day": 72_000,
+        "max_fee_msats": 73,
+    },
     "payment": {
         "invoice_expiry_s": 601,
         "invoice_grace_s": 61,
@@ -235,6 +244,7 @@ EVERYTHING: dict[str, Any] = {
         "lookup_min_s": 3.0,
         "lookup_max_s": 31.0,
         "mode": "postpay",
+        "min_price_msats": 4_000,
         "credit_msats": 1_001,
         "credit_history_percent": 11,
         "credit_max_msats": 1_000_002,
@@ -313,6 +323,8 @@ EVERYTHING: dict[str, Any] = {
             "base_msats": 1,
             "input_msats_per_1k": 2,
             "output_msats_per_1k": 3,
+            "min_msats": 5_000,
+            "prices": {5001: {"base_msats": 6, "input_msats_per_1k": 7, "output_msats_per_1k": 8, "min_msats": 0}},
             "max_output_tokens": 1_025,
             "default_output_tokens": 513,
             "context_tokens": 4_098,
@@ -367,12 +379,20 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
         lambda made: made.recorder.invoice_expiry_s,
         lambda made: made.cashier.invoice_expiry_s,
     ),
-    "payment.invoice_grace_s": lambda made: made.cashier.invoice_grace_s,
+    "payment.invoice_grace_s": (
+        lambda made: made.cashier.invoice_grace_s,
+        lambda made: made.refunder.repayment.grace_s,
+    ),
+    "refunds.auto": lambda made: made.refunder.auto,
+    "refunds.max_msats_per_job": lambda made: made.refunder.max_msats_per_job,
+    "refunds.max_msats_per_day": lambda made: made.refunder.max_msats_per_day,
+    "refunds.max_fee_msats": lambda made: made.refunder.repayment.max_fee_msats,
     "payment.max_open_invoices": lambda made: made.intake.policy.max_open_invoices,
     "payment.max_open_invoices_per_customer": lambda made: made.intake.policy.max_open_invoices_per_customer,
     "payment.max_invoices_per_job": lambda made: made.recorder.rules.max_invoices,
     "payment.lookup_min_s": lambda made: made.cashier.lookup_min_s,
     "payment.lookup_max_s": lambda made: made.cashier.lookup_max_s,
+    "payment.min_price_msats": lambda made: made.offers[0].price_of(5001).min_msats,
     "payment.credit_msats": lambda made: credit_rules(made).credit_msats,
     "payment.credit_history_percent": lambda made: credit_rules(made).history_percent,
     "payment.credit_max_msats": lambda made: credit_rules(made).max_credit_msats,
@@ -381,7 +401,7 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "wallet.url": lambda made: wallet_config(made).url,
     "wallet.token": lambda made: wallet_config(made).token,
     "wallet.timeout_s": lambda made: wallet_config(made).timeout_s,
-    "wallet.network": lambda made: made.cashier.network,
+    "wallet.network": (lambda made: made.cashier.network, lambda made: made.refunder.network),
     "jobs.timeout_s": lambda made: made.intake.job_timeout_s,
     "jobs.max_attempts": lambda made: made.recorder.rules.max_attempts,
     "jobs.queue_size": lambda made: made.intake.policy.max_queued,
@@ -442,9 +462,12 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
         route.backend if route.backend_model == "m-at-o" else f"{route.backend}={route.backend_model}"
         for route in made.offers[0].also
     ],
-    "models.0.base_msats": lambda made: made.offers[0].price.base_msats,
-    "models.0.input_msats_per_1k": lambda made: made.offers[0].price.input_msats_per_1k,
-    "models.0.output_msats_per_1k": lambda made: made.offers[0].price.output_msats_per_1k,
+    "models.0.base_msats": lambda made: made.offers[0].price_of(5050).base_msats,
+    "models.0.input_msats_per_1k": lambda made: made.offers[0].price_of(5050).input_msats_per_1k,
+    "models.0.output_msats_per_1k": lambda made: made.offers[0].price_of(5050).output_msats_per_1k,
+    "models.0.min_msats": lambda made: made.offers[0].price_of(5050).min_msats,
+    # No minimum of its own for this kind: what holds is the least for any job.
+    "models.0.prices": lambda made: {5001: asdict(made.offers[0].price_of(5001)) | {"min_msats": 0}},
     "models.0.max_output_tokens": lambda made: made.offers[0].max_output_tokens,
     "models.0.default_output_tokens": lambda made: made.offers[0].default_output_tokens,
     "models.0.context_tokens": lambda made: made.offers[0].context_tokens,
@@ -456,11 +479,13 @@ READ_ELSEWHERE = {
     "identity.mnemonic": ("pylon/settings/identity_file.py", "given.mnemonic"),
     "identity.passphrase": ("pylon/settings/passphrase.py", "identity.passphrase"),
     "identity.passphrase_file": ("pylon/settings/passphrase.py", "identity.passphrase_file"),
+    "wallet.address": ("pylon/assembly.py", "parse_lightning_address(settings.wallet.address"),
     **{
         f"intake.{key}": ("pylon/access_files.py", f"intake.{key}")
         for key in ("allow_file", "allow_only", "deny_file", "targeted_only", "min_pow_bits")
     },
     "wallet.uri": ("pylon/assembly.py", '_wallet_secret(settings, "uri")'),
+    "wallet.pay_token": ("pylon/assembly.py", "wallet.pay_token.get_secret_value()"),
     "daemon.stop_timeout_s": ("pylon/daemon.py", "daemon.stop_timeout_s"),
     "nexus.url": ("pylon/cli/nexus.py", "nexus.url"),
     "nexus.timeout_s": ("pylon/cli/nexus.py", "nexus.timeout_s"),

@@ -12,6 +12,8 @@ import pytest
 from pylon.control.views import Ambiguous, BooksLine, DaemonState, EarningsBy, JobsQuery, NotFound, ViewError
 from pylon.jobs import facts
 from pylon.jobs.ports import BackendHealth
+from pylon.jobs.refund_case import RefunderConfig
+from pylon.jobs.refunder import Refunder
 from pylon.live_views import LiveViews, Parts
 from pylon.nostr.keys import encode_npub
 from pylon.offline import OfflineViews
@@ -279,3 +281,47 @@ async def test_a_daemon_without_announcer_says_so(tmp_path: Path) -> None:
             await views.publish_announcement()
         with pytest.raises(ViewError, match="announces nothing"):
             await views.withdraw_announcement()
+
+
+async def test_refunds_are_listed_ordered_and_written_off(tmp_path: Path) -> None:
+    world = manual(tmp_path)
+    async with open_house(world) as house:
+        control = Control(house)
+        # The house's wallet only receives, and says so.
+        refunder = Refunder(
+            house.engine,
+            world.wallet,
+            None,
+            None,
+            world.key.public_hex,
+            RefunderConfig(network="regtest"),
+            world.clock,
+            random.Random(1),
+        )
+        house.engine.plug_in(house.runner, house.cashier, world.relays, None, refunder)
+        request = house.ask()
+        await house.pay(request.id)
+        await house.reaches(request.id, Work.RUNNING)
+        with pytest.raises(ViewError, match="gives nothing back"):
+            await control.views.pay_refund(request.id)
+        control.views._parts.refunder = refunder
+        with pytest.raises(ViewError, match="the job's money is settled"):
+            await control.views.write_off(request.id, "no")
+        with pytest.raises(NotFound):
+            await control.views.write_off("ffffff", "no")
+        await control.views.cancel_job(request.id)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(refunder.run)
+            await until(lambda: "for you to order" in refunder.waits(request.id))
+            (due,) = await control.views.refunds()
+            assert (due.job, due.due_msats, due.waits) == (request.id, PRICE_MSATS, refunder.waits(request.id))
+            with pytest.raises(ViewError, match="cannot pay"):
+                await control.views.pay_refund(request.id)
+            done = await control.views.write_off(request.id[:8], "paid in person")
+            assert (done.money, done.due_msats, done.payments[0].reason) == ("written_off", 0, "paid in person")
+            tasks.cancel_scope.cancel()
+        assert await control.views.refunds() == []
+        assert [each.money for each in await control.views.refunds(ended=True)] == ["written_off"]
+        books = control.views.status().books
+        assert (books.written_off_msats, books.owed_msats) == (PRICE_MSATS, 0)
+        await house.check_books()

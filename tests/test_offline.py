@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from pylon.control.views import Ambiguous, BadQuery, BooksLine, EarningsBy, JobsQuery, JobView, NotFound
+from pylon.jobs import facts
 from pylon.jobs.ports import BackendUnavailable
 from pylon.jobs.pricing import Price
 from pylon.nostr.event import Event
 from pylon.nostr.keys import encode_npub
 from pylon.offline import OfflineViews, books_line, job_view, offline_views
 from pylon.store.errors import StoreUnavailable
-from pylon.store.records import Books, Job, Money, Settlement, Work
+from pylon.store.records import Books, Job, Money, Refund, Settlement, Work
 from pylon.store.writer import Store
 from tests.support.events import CUSTOMER, NOW
 from tests.support.house import OFFER, PRICE_MSATS, House, World, open_house
@@ -202,8 +204,40 @@ async def test_earnings_by_day_and_by_model_add_up_to_the_books(tmp_path: Path) 
         ]
         assert [(row.label, row.books) for row in models.rows] == [
             ("large", BooksLine(received_msats=5_000, earned_msats=5_000)),
-            ("small", BooksLine(2 * PRICE_MSATS + 300, 2 * PRICE_MSATS, 300, 0, 0, 300)),
+            ("small", BooksLine(2 * PRICE_MSATS + 300, 2 * PRICE_MSATS, 300, deposits_msats=300)),
         ]
+
+
+async def test_earnings_by_customer_and_by_kind(tmp_path: Path) -> None:
+    place = world(tmp_path)
+    async with open_house(place) as house:
+        await sell(house, "first")
+        await sell(house, "second")
+        views = OfflineViews(place.path)
+        both = BooksLine(received_msats=2 * PRICE_MSATS, earned_msats=2 * PRICE_MSATS)
+        for by, label in ((EarningsBy.CUSTOMER, encode_npub(CUSTOMER.public_hex)), (EarningsBy.KIND, "5050")):
+            (row,) = views.earnings(None, by).rows
+            assert (row.label, row.payments, row.books) == (label, 2, both)
+
+
+async def test_earnings_before_a_time_and_by_local_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = world(tmp_path)
+    async with open_house(place) as house:
+        await sell(house, "first")
+        place.clock.advance(100)
+        await sell(house, "second")
+        views = OfflineViews(place.path)
+        assert views.earnings(None, EarningsBy.TOTAL, until=NOW + 100).payments == 1
+        assert views.earnings(NOW, EarningsBy.TOTAL, until=NOW).payments == 0
+        monkeypatch.setenv("TZ", "Etc/GMT+12")
+        time.tzset()
+        try:
+            (utc,) = views.earnings(None, EarningsBy.DAY).rows
+            (local,) = views.earnings(None, EarningsBy.DAY, local=True).rows
+        finally:
+            monkeypatch.undo()
+            time.tzset()
+        assert (utc.label, local.label) == ("2027-01-15", "2027-01-14")
 
 
 async def test_earnings_since_a_time(tmp_path: Path) -> None:
@@ -233,6 +267,43 @@ async def test_money_in_work_and_money_to_be_given_back_are_told_apart(tmp_path:
         total = OfflineViews(place.path).earnings(None, EarningsBy.TOTAL).total
         assert total == books_line(house.engine.books)
         assert total == BooksLine(2 * PRICE_MSATS, 0, 2 * PRICE_MSATS, PRICE_MSATS, PRICE_MSATS)
+
+
+async def test_refunds_and_what_became_of_them(tmp_path: Path) -> None:
+    place = world(tmp_path)
+    place.backend.answer = None
+    async with open_house(place) as house:
+        due, back, away = [house.ask(f"{number}") for number in range(3)]
+        for request in (due, back, away):
+            await house.pay(request.id)
+            house.cancel(request.id)
+            await house.reaches(request.id, Work.CANCELLED, Money.REFUND_DUE)
+        refund = Refund("own", back.id, PRICE_MSATS, NOW, "alice@pay.example", "lnbcrt1", "ee" * 32, NOW + 600)
+        await house.engine.apply(back.id, facts.RefundStarted(refund))
+        views = OfflineViews(place.path)
+        assert [(each.job, each.money) for each in views.refunds()] == [
+            (due.id, "refund_due"),
+            (back.id, "refunding"),
+            (away.id, "refund_due"),
+        ]
+        assert {each.due_msats for each in views.refunds()} == {PRICE_MSATS}
+        assert "not running" in views.refunds()[0].waits
+        await house.engine.apply(back.id, facts.RefundPaid("own", "ee" * 32, PRICE_MSATS, 3))
+        await house.engine.apply(away.id, facts.WrittenOff("paid in person"))
+        assert [each.job for each in views.refunds()] == [due.id]
+        everything = {each.job: each for each in views.refunds(ended=True)}
+        (paid,), (written,) = everything[back.id].payments, everything[away.id].payments
+        assert (paid.state, paid.fee_msats, paid.destination) == ("paid", 3, "alice@pay.example")
+        assert (written.state, written.reason, everything[away.id].due_msats) == (
+            "written_off",
+            "paid in person",
+            0,
+        )
+        assert views.refund(back.id) == everything[back.id]
+        total = views.earnings(None, EarningsBy.TOTAL).total
+        assert total == books_line(house.engine.books)
+        assert (total.refund_due_msats, total.refunded_msats, total.written_off_msats) == (PRICE_MSATS,) * 3
+        await house.check_books()
 
 
 async def test_a_second_payment_for_a_job_at_work_waits_for_its_end(tmp_path: Path) -> None:

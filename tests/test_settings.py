@@ -239,6 +239,67 @@ def test_a_file_that_was_named_must_be_readable_text(tmp_path: Path) -> None:
         load_settings(missing, {}, {})
 
 
+SOLD = ECHO + '[[models]]\nname = "m"\nbackend = "e"\nkinds = [5050, 5001]\nbase_msats = 1000\nmin_msats = 2000\n'
+OWN_PRICE = SOLD + "[models.prices.5001]\nbase_msats = 3000\noutput_msats_per_1k = 7\n"
+
+
+def test_a_kind_takes_from_its_model_what_it_does_not_set(tmp_path: Path) -> None:
+    loaded = load(tmp_path, OWN_PRICE)
+    (model,) = loaded.settings.models
+    keys = ("base_msats", "input_msats_per_1k", "output_msats_per_1k", "min_msats")
+    assert tuple(model.price_of(5001)[key] for key in keys) == (3000, 0, 7, 2000)
+    assert tuple(model.price_of(5050)[key] for key in keys) == (1000, 0, 0, 2000)
+    shown = {item.key: item for item in shown_values(loaded)}
+    assert shown["models.0.prices.5001.base_msats"].value == 3000
+    assert shown["models.0.prices.5001.base_msats"].origin.kind is OriginKind.FILE
+    assert shown["models.0.prices.5001.min_msats"].value is None
+    assert shown["models.0.prices.5001.min_msats"].origin.kind is OriginKind.DEFAULT
+
+
+def test_a_kind_s_price_comes_from_the_environment_and_from_flags_too(tmp_path: Path) -> None:
+    models = '[{"name": "m", "backend": "e", "base_msats": 1, "prices": {"5050": {"base_msats": 9}}}]'
+    loaded = load(tmp_path, ECHO, env={"PYLON_MODELS": models})
+    assert loaded.settings.models[0].price_of(5050)["base_msats"] == 9
+    assert loaded.origin("models.0.prices.5050.base_msats").place == "PYLON_MODELS"
+    loaded = load(tmp_path, OWN_PRICE, {"models.0.prices.5001.base_msats": "4"})
+    assert loaded.settings.models[0].price_of(5001)["base_msats"] == 4
+    assert loaded.settings.models[0].price_of(5001)["output_msats_per_1k"] == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (SOLD + "[models.prices.5002]\nbase_msats = 1", "models.0.prices.5002: 5002 is not among the kinds that"),
+        (SOLD + "[models.prices.text]\nbase_msats = 1", "models.0.prices.text: "),
+        (
+            SOLD + "[models.prices.7]\nbase_msats = 1",
+            "models.0.prices.7: '7': 7 is not a job kind that can be sold",
+        ),
+        (SOLD + "[models.prices]\n5001 = 3", "models.0.prices.5001: "),
+        (
+            SOLD + "[models.prices.5001]\nbase_msat = 1",
+            "models.0.prices.5001.base_msat: unknown key; did you mean models.0.prices.5001.base_msats?",
+        ),
+        (
+            SOLD + "[models.prices.5001]\nmin_msats = -1",
+            "models.0.prices.5001.min_msats: -1 is out of range; allowed: 0 to",
+        ),
+        (
+            SOLD + "[models.prices.5001]\nmin_msats = 0\nbase_msats = 0",
+            "models.0.prices.5001.base_msats: no price is set",
+        ),
+    ],
+)
+def test_a_fault_of_a_kind_s_price_tells_where_it_stands(tmp_path: Path, text: str, said: str) -> None:
+    assert fault(tmp_path, text).startswith(f"FILE: {said}")
+
+
+def test_a_least_price_for_all_jobs_is_a_price(tmp_path: Path) -> None:
+    nothing = ECHO + "[[models]]\nname = 'm'\nbackend = 'e'\n"
+    assert load(tmp_path, nothing + "[payment]\nmin_price_msats = 1000").settings.models
+    assert "no price is set" in fault(tmp_path, nothing)
+
+
 # --- secrets --------------------------------------------------------------------------------------------------
 
 

@@ -150,3 +150,27 @@ def test_a_list_is_changed_item_by_item_and_its_comments_stay(file: Path, wanted
     assert "\n    # the second\n" in after
     assert after.endswith("]  # end\n")
     assert ("# mine" in after) == ("wss://a" in wanted)
+
+
+SOLD = BACKEND + '\n[[models]]\nname = "m"\nbackend = "e"\nbase_msats = 1000  # a sat\n\n[log]\nlevel = "info"\n'
+
+
+def test_a_price_of_one_kind_is_set_under_its_model(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text(SOLD)
+    set_value(file, "models.0.prices.5050.base_msats", "3000", {})
+    set_value(file, "models.0.prices.5050.min_msats", "5000", {})
+    assert tomllib.loads(file.read_text())["models"][0]["prices"] == {
+        "5050": {"base_msats": 3000, "min_msats": 5000}
+    }
+    added = [line[1:] for line in changes(SOLD, file.read_text())]
+    assert [line for line in added if line] == ["[models.prices.5050]", "base_msats = 3000", "min_msats = 5000"]
+    before = file.read_text()
+    for key, said in (
+        ("models.0.prices", r"is a table; name a key in it, such as models\.0\.prices\.5050\.base_msats"),
+        ("models.0.prices.5050.base_msat", r"did you mean models\.0\.prices\.5050\.base_msats"),
+        ("models.0.prices.5002.base_msats", "5002 is not among the kinds"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            set_value(file, key, "1", {})
+    assert file.read_text() == before

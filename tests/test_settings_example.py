@@ -10,7 +10,7 @@ from pylon.settings.errors import is_secret
 from pylon.settings.example import plain, render_example, toml_value, uncommented
 from pylon.settings.load import merge_settings
 from pylon.settings.model import Settings, section_types
-from pylon.settings.offers import BACKEND_TYPES, ModelSettings
+from pylon.settings.offers import BACKEND_TYPES, KindPriceSettings, ModelSettings
 from pylon.settings.values import Section
 
 EXAMPLE = Path(__file__).parents[1] / "config" / "pylon.toml"
@@ -43,8 +43,10 @@ def test_every_key_of_backends_and_models_is_in_it_with_its_default() -> None:
         model = BACKEND_TYPES[table["kind"]] if "kind" in table else ModelSettings
         assert set(table) == set(model.model_fields)
         for key, field in model.model_fields.items():
-            if not field.is_required() and field.default is not None:
+            if not field.is_required() and field.default is not None and key != "prices":
                 assert table[key] == plain(field.default), key
+    (model,) = shown["models"]
+    assert set(model["prices"]["5050"]) == set(KindPriceSettings.model_fields), "one kind is shown with every key"
 
 
 def test_with_every_line_made_real_it_is_valid() -> None:
@@ -56,7 +58,12 @@ def test_with_every_line_made_real_it_is_valid() -> None:
 
 def test_every_description_is_in_it() -> None:
     words = " ".join(line.removeprefix("# ") for line in EXAMPLE.read_text().splitlines() if line.startswith("# "))
-    sections: list[type[Section]] = [*section_types().values(), *BACKEND_TYPES.values(), ModelSettings]
+    sections: list[type[Section]] = [
+        *section_types().values(),
+        *BACKEND_TYPES.values(),
+        ModelSettings,
+        KindPriceSettings,
+    ]
     for section in sections:
         for key, field in section.model_fields.items():
             assert str(field.description) in words, key

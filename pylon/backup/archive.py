@@ -1,4 +1,4 @@
-"""What a backup holds and how it lies in the sealed file: a compressed tar of a manifest and up to three files.
+"""What a backup holds and how it lies in the sealed file: a compressed tar of a manifest and a home's files.
 
 The manifest comes first. Only files of these names are ever written, each where the restoring side says.
 """
@@ -21,17 +21,27 @@ from pylon.paths import Paths
 IDENTITY: Final = "identity.json"
 SETTINGS: Final = "pylon.toml"
 DATABASE: Final = "pylon.db"
+WALLET: Final = "pylon.wallet.json"
+LNURL: Final = "pylon.lnurl.db"
+SNAPSHOTS: Final = (DATABASE, LNURL)
+"""Those that a running daemon writes to: copied as they are at one moment."""
 
 _MANIFEST: Final = "manifest.json"
 _VERSION: Final = 1
-_MOST_BYTES: Final = {DATABASE: 2**40}
+_MOST_BYTES: Final = {DATABASE: 2**40, LNURL: 2**40}
 _MOST_BYTES_ELSE: Final = 1_048_576
 
 
 def places_of(paths: Paths) -> dict[str, Path]:
     """Return what a backup holds, by name: where each file lies in a home, and where it is put back."""
     # The books first: they are the largest, so what can fail fails before the small ones are touched.
-    return {DATABASE: paths.database, IDENTITY: paths.identity_file, SETTINGS: paths.config_file}
+    return {
+        DATABASE: paths.database,
+        LNURL: paths.lnurl_file,
+        WALLET: paths.wallet_file,
+        IDENTITY: paths.identity_file,
+        SETTINGS: paths.config_file,
+    }
 
 
 class KeyPlace(StrEnum):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pylon import __version__
-from pylon.backup.archive import DATABASE, IDENTITY, SETTINGS, KeyPlace, Manifest, places_of, write_archive
+from pylon.backup.archive import IDENTITY, SETTINGS, SNAPSHOTS, KeyPlace, Manifest, places_of, write_archive
 from pylon.nostr.keys import encode_npub
 from pylon.paths import Paths
 from pylon.settings import LoadedSettings
@@ -102,17 +102,19 @@ def _secrets_elsewhere(loaded: LoadedSettings) -> Iterator[str]:
 
 @contextmanager
 def _files(loaded: LoadedSettings, paths: Paths) -> Iterator[dict[str, Path]]:
-    """Yield what goes into the backup: an identity file that is sound, the settings, a snapshot of the books."""
+    """Yield what goes into the backup: a sound identity file, secrets, settings, snapshots of the books."""
     places = places_of(paths)
-    files = {name: path for name, path in places.items() if name not in (DATABASE, SETTINGS) and path.exists()}
+    there = {name: path for name, path in places.items() if name != SETTINGS and path.exists()}
+    files = {name: path for name, path in there.items() if name not in SNAPSHOTS}
     if IDENTITY in files:
         read_stored(files[IDENTITY])
     if loaded.config_file is not None:
         files[SETTINGS] = loaded.config_file
-    if not paths.database.exists():
+    with ExitStack() as held:
+        for name in SNAPSHOTS:
+            if name in there:
+                copy, file = held.enter_context(file_beside(there[name]))
+                file.close()
+                take_snapshot(there[name], copy)
+                files[name] = copy
         yield files
-        return
-    with file_beside(paths.database) as (copy, file):
-        file.close()
-        take_snapshot(paths.database, copy)
-        yield {**files, DATABASE: copy}

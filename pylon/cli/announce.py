@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from pylon.cli.context import CliContext
 from pylon.cli.layout import Cell, Colour, Screen, cell, moment
 from pylon.cli.models import model_table
+from pylon.cli.options import ConfigOption, JsonOption
 from pylon.cli.output import EXIT_FAILED, fail, say
 from pylon.cli.views import control_client, require_free_home
 from pylon.control.client import DaemonNotRunning
@@ -29,11 +30,6 @@ _NAMES = {31990: "announcement", 0: "profile", 10002: "relay list"}  # by kind
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 @app.callback()
 def _announce() -> None:
@@ -41,7 +37,7 @@ def _announce() -> None:
 
 
 @app.command("show", epilog="Example: pylon announce show")
-def show_announcement(ctx: typer.Context, config: Config = None, json: Json = False) -> int:
+def show_announcement(ctx: typer.Context, config: ConfigOption = None, json: JsonOption = False) -> int:
     """Show what is announced, or would be, and what each relay has of it.
 
     Exit code: 0 when a relay answered, 1 when none did.
@@ -64,7 +60,7 @@ def show_announcement(ctx: typer.Context, config: Config = None, json: Json = Fa
 
 
 @app.command("publish", epilog="Example: pylon announce publish")
-def publish(ctx: typer.Context, config: Config = None) -> int:
+def publish(ctx: typer.Context, config: ConfigOption = None) -> int:
     """Announce now. A running daemon does it itself, and goes on keeping it true.
 
     Without one everything that is for sale is announced as paused, until pylon start.
@@ -83,7 +79,7 @@ def publish(ctx: typer.Context, config: Config = None) -> int:
 
 
 @app.command("withdraw", epilog="Example: pylon announce withdraw")
-def withdraw(ctx: typer.Context, config: Config = None) -> int:
+def withdraw(ctx: typer.Context, config: ConfigOption = None) -> int:
     """Ask the relays to delete the announcement (NIP-09); nothing is announced until pylon announce publish.
 
     The profile and the relay list of the key stay. Without a daemon it works too.

@@ -41,7 +41,13 @@ COMMANDS: Final = {
     "relays": LazyCommand("pylon.cli.relays", "app", "List, check, add and remove relays.", "pylon relays check"),
     "doctor": LazyCommand("pylon.cli.doctor", "command", "Try everything that selling needs.", "pylon doctor"),
     "jobs": LazyCommand("pylon.cli.jobs", "app", "List, show and cancel jobs.", "pylon jobs list --work running"),
+    "refunds": LazyCommand(
+        "pylon.cli.refunds", "app", "List refunds that are due, pay them or write them off.", "pylon refunds list"
+    ),
     "earnings": LazyCommand("pylon.cli.earnings", "command", "Show settled payments.", "pylon earnings --since 7d"),
+    "price": LazyCommand(
+        "pylon.cli.price", "command", "Explain what a job costs.", "pylon price my-model --prompt 'What is salt?'"
+    ),
     "reconcile": LazyCommand(
         "pylon.cli.reconcile", "command", "Compare the books with the wallet.", "pylon reconcile --since 7d"
     ),
@@ -54,6 +60,9 @@ COMMANDS: Final = {
     "restore": LazyCommand("pylon.cli.backup", "restore", "Bring a backup back.", "pylon restore pylon.backup"),
     "request": LazyCommand(
         "pylon.cli.request", "command", "Buy a job.", "pylon request 'What is salt?' --bid 21 --pay"
+    ),
+    "wallet": LazyCommand(
+        "pylon.cli.wallet", "app", "Connect a wallet, look into it, move money.", "pylon wallet status"
     ),
     "nexus": LazyCommand("pylon.cli.nexus", "app", "Ask Nexus about the market.", "pylon nexus stats"),
     "completion": LazyCommand(
@@ -114,10 +123,14 @@ def _root(
         ctx.default_map = {
             "start": {"config": config},
             "request": {"config": config},
+            "price": {"config": config},
             "doctor": {"config": config},
             "reconcile": {"config": config},
             "backup": {"config": config},
             "config": {"show": {"config": config}, "set": {"config": config}},
+            "wallet": {
+                verb: {"config": config} for verb in ("status", "balance", "invoice", "pay", "history", "connect")
+            },
             "nexus": {"stats": {"config": config}},
             "backends": {verb: {"config": config} for verb in ("detect", "list", "test")},
             "relays": {verb: {"config": config} for verb in ("list", "check", "add", "remove")},

@@ -11,6 +11,7 @@ import typer
 
 from pylon.cli.context import CliContext
 from pylon.cli.layout import Screen
+from pylon.cli.options import ConfigOption, JsonOption
 from pylon.cli.output import EXIT_USAGE, fail, say, warn
 
 if TYPE_CHECKING:
@@ -20,11 +21,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Config = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-]
-
 
 @app.callback()
 def _backends() -> None:
@@ -32,7 +28,7 @@ def _backends() -> None:
 
 
 @app.command("detect", epilog="Example: pylon backends detect --json")
-def detect_servers(config: Config = None, json: Json = False) -> None:
+def detect_servers(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Look for model servers where they usually listen and where the settings say, and for GPUs.
 
     Takes 2 s at most. A server is told by what it answers, not by its port. Nothing is configured by looking:
@@ -85,7 +81,7 @@ def _server_json(at: Detected) -> dict[str, object]:
 
 
 @app.command("list", epilog="Example: pylon backends list --json")
-def list_backends(ctx: typer.Context, config: Config = None, json: Json = False) -> None:
+def list_backends(ctx: typer.Context, config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the configured backends: kind, address, what is sold on each, and how each answers now."""
     from pylon.cli.backend_tables import show_configured
     from pylon.cli.configured import configured_backends
@@ -113,8 +109,8 @@ def try_backend(
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", help="What to ask.")] = "Write two sentences about the sea.",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")] = 128,
-    config: Config = None,
-    json: Json = False,
+    config: ConfigOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Send a real prompt to a configured backend and measure the answer. Needs no running daemon.
 

@@ -11,6 +11,7 @@ import typer
 
 from pylon.cli.context import CliContext
 from pylon.cli.layout import moment, size
+from pylon.cli.options import ConfigOption
 from pylon.cli.output import say
 from pylon.cli.passphrase import VARIABLE, ask_passphrase
 from pylon.text import printable
@@ -35,9 +36,7 @@ def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
     passphrase_file: PassphraseFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if there is one.")] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-    ] = None,
+    config: ConfigOption = None,
 ) -> None:
     """Write the identity, the settings and the books into one file, encrypted by a passphrase.
 

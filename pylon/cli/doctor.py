@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from pylon.cli.context import CliContext
 from pylon.cli.layout import Cell, Colour, Screen
+from pylon.cli.options import ConfigOption, JsonOption
 from pylon.cli.output import EXIT_FAILED, say, say_json
 
 if TYPE_CHECKING:
@@ -20,13 +20,11 @@ _COLOURS: Final = {"ok": Colour.GOOD, "warn": Colour.WARN, "fail": Colour.BAD}
 
 def command(
     ctx: typer.Context,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-    ] = None,
+    config: ConfigOption = None,
     buy: Annotated[
         bool, typer.Option("--buy", help="Then buy one small job from yourself, over a relay on loopback.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: JsonOption = False,
 ) -> int:
     """Try everything that selling needs, and say what is wrong and how to fix it.
 

@@ -8,6 +8,7 @@ import typer
 
 from pylon.cli.context import CliContext
 from pylon.cli.layout import Cell, Colour, Screen, cell, moment, sats
+from pylon.cli.options import JsonOption
 from pylon.cli.output import EXIT_USAGE, UserError, fail, say
 from pylon.cli.views import NOT_RUNNING, control_client, open_views, require_free_home
 from pylon.control.client import DaemonNotRunning
@@ -26,7 +27,6 @@ _CANNOT_CANCEL = "pylon is not running, and only a running daemon can cancel a j
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or its first digits (six at least).")]
 
 
@@ -44,11 +44,11 @@ def list_jobs(
     after: Annotated[
         str | None, typer.Option("--after", metavar="ID", help="Go on after the last job of an earlier list.")
     ] = None,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""
     context: CliContext = ctx.obj
-    found = open_views(context.paths).jobs(JobsQuery(work, money, limit, after and _checked(after)))
+    found = open_views(context.paths).jobs(JobsQuery(work, money, limit, after and checked_id(after)))
     if json:
         say(dump_json(list(found), indent=2))
         return
@@ -69,11 +69,11 @@ def show_job(
     show_input: Annotated[
         bool, typer.Option("--show-input", help="Print the customer's request too, while it is kept.")
     ] = False,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Show one job: its states, invoices, runs and what happened to it."""
     context: CliContext = ctx.obj
-    detail = open_views(context.paths).job(_checked(job_id), show_input=show_input)
+    detail = open_views(context.paths).job(checked_id(job_id), show_input=show_input)
     if json:
         say(dump_json(detail, indent=2))
         return
@@ -88,11 +88,11 @@ def show_job(
 
 
 @app.command("cancel", epilog="Example: pylon jobs cancel 3f9a1c07")
-def cancel_job(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
+def cancel_job(ctx: typer.Context, job_id: JobId, json: JsonOption = False) -> None:
     """Cancel a job that has not ended. What its customer has paid for it becomes a refund due."""
     context: CliContext = ctx.obj
     try:
-        job = control_client(context.paths).cancel_job(_checked(job_id))
+        job = control_client(context.paths).cancel_job(checked_id(job_id))
     except DaemonNotRunning as error:
         require_free_home(context.paths)
         raise UserError(_CANNOT_CANCEL, NOT_RUNNING) from error
@@ -103,7 +103,7 @@ def cancel_job(ctx: typer.Context, job_id: JobId, json: Json = False) -> None:
 
 
 @app.command("refused", epilog="Example: pylon jobs refused")
-def refused_jobs(ctx: typer.Context, json: Json = False) -> None:
+def refused_jobs(ctx: typer.Context, json: JsonOption = False) -> None:
     """Show the demand that was missed since the daemon started: refused or dropped requests, and why.
 
     They are counters, not jobs: what is refused is never stored.
@@ -130,7 +130,8 @@ def refused_jobs(ctx: typer.Context, json: Json = False) -> None:
     say(screen.text())
 
 
-def _checked(job_id: str) -> str:
+def checked_id(job_id: str) -> str:
+    """Return a job's id, or its beginning, as the daemon takes it. Raises `UserError`."""
     text = job_id.strip().lower()
     if not (MIN_PREFIX <= len(text) <= 64 and _HEX.issuperset(text)):
         fail(f"'{job_id}' is no job's id: {MIN_PREFIX} to 64 hex digits, as in pylon jobs list", EXIT_USAGE)

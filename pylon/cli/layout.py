@@ -90,9 +90,11 @@ def sats(amount_msats: int) -> str:
     return f"{sign}{whole:,}{f'.{rest:03d}' if rest else ''} sats"
 
 
-def moment(unix_s: int) -> str:
-    """Return local date and time."""
+def moment(unix_s: int, *, utc: bool = False) -> str:
+    """Return local date and time, or those of UTC, which says so."""
     try:
+        if utc:
+            return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_s))
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
     except (OverflowError, ValueError, OSError):
         return str(unix_s)

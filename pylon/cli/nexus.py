@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from pylon.cli.layout import Cell, Colour, Screen, cell, moment
+from pylon.cli.options import ConfigOption, JsonOption
 from pylon.cli.output import say, say_json
 
 if TYPE_CHECKING:
@@ -26,10 +26,8 @@ def _nexus() -> None:
 
 @app.command(epilog="Example: pylon nexus stats --json")
 def stats(
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: ConfigOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Show the statistics of the Nexus of the settings (nexus.url): pylons, events, jobs."""
     from pylon.cli.loop import run_on_time

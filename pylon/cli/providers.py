@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pylon.cli.layout import Colour, Screen, duration
 from pylon.cli.models import model_table
+from pylon.cli.options import ConfigOption
 from pylon.cli.output import EXIT_FAILED, fail, say, warn
 from pylon.control.codec import dump_json
 from pylon.text import printable
@@ -51,9 +51,7 @@ def command(
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.5, max=120, metavar="SECONDS", help="How long relays may take.")
     ] = 8.0,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-    ] = None,
+    config: ConfigOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, prices in msats.")] = False,
 ) -> int:
     """List the providers that relays know, newest announcement first.

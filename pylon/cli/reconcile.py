@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -12,6 +11,7 @@ import typer
 from pylon.cli.context import CliContext
 from pylon.cli.earnings import parse_since
 from pylon.cli.layout import Cell, Colour, Screen, cell, moment, sats
+from pylon.cli.options import ConfigOption
 from pylon.cli.output import EXIT_FAILED, fail, say, say_json
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ def command(
         str | None,
         typer.Option("--since", metavar="WHEN", help="Only payments since then: 2026-11-30, 24h, 7d or 4w."),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-    ] = None,
+    config: ConfigOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, amounts in msats.")] = False,
 ) -> int:
     """Compare our books with the wallet's own list, and show each difference, why it is one and what to do.

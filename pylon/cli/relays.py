@@ -11,6 +11,7 @@ import typer
 
 from pylon.cli.context import CliContext
 from pylon.cli.layout import Cell, Colour, Screen, cell
+from pylon.cli.options import ConfigOption, JsonOption
 from pylon.cli.output import EXIT_FAILED, EXIT_USAGE, fail, say, say_json
 from pylon.cli.views import control_client
 from pylon.text import printable
@@ -26,15 +27,11 @@ app = typer.Typer(help="List, check, add and remove relays.", no_args_is_help=Tr
 _KEY: Final = "relays.urls"
 _SKEW_WORTH_A_COLOUR_S: Final = 30
 
-_ConfigOption = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-]
-_JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _UrlArgument = Annotated[str, typer.Argument(metavar="URL", help="The relay, such as wss://relay.example.")]
 
 
 @app.command("list", epilog="Example: pylon relays list --json")
-def list_relays(ctx: typer.Context, config: _ConfigOption = None, json: _JsonOption = False) -> None:
+def list_relays(ctx: typer.Context, config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the configured relays and, when the daemon runs, how it stands with each."""
     context: CliContext = ctx.obj
     configured = _load(config).settings.relays.urls
@@ -70,8 +67,8 @@ def check(
     timeout_s: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", min=0.1, max=120, help="How long each relay may take.")
     ] = 10.0,
-    config: _ConfigOption = None,
-    json: _JsonOption = False,
+    config: ConfigOption = None,
+    json: JsonOption = False,
 ) -> int:
     """Use each relay once: connect, AUTH when demanded, publish an ephemeral event and read it back.
 
@@ -112,7 +109,7 @@ def check(
 
 
 @app.command(epilog="Example: pylon relays add wss://relay.example")
-def add(ctx: typer.Context, url: _UrlArgument, config: _ConfigOption = None) -> None:
+def add(ctx: typer.Context, url: _UrlArgument, config: ConfigOption = None) -> None:
     """Add a relay to the settings file; its comments stay. The daemon uses it from its next start on."""
     wanted = _canonical(url)
 
@@ -125,7 +122,7 @@ def add(ctx: typer.Context, url: _UrlArgument, config: _ConfigOption = None) -> 
 
 
 @app.command(epilog="Example: pylon relays remove wss://relay.example")
-def remove(ctx: typer.Context, url: _UrlArgument, config: _ConfigOption = None) -> None:
+def remove(ctx: typer.Context, url: _UrlArgument, config: ConfigOption = None) -> None:
     """Remove a relay from the settings file; its comments stay. The daemon uses it until its next start."""
     gone = _canonical(url)
 

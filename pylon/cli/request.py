@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TextIO
 import typer
 
 from pylon.cli.context import CliContext
+from pylon.cli.options import ConfigOption
 from pylon.cli.output import EXIT_USAGE, fail
 
 if TYPE_CHECKING:
@@ -93,9 +94,7 @@ def command(
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end, amounts in msats.")
     ] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-    ] = None,
+    config: ConfigOption = None,
 ) -> int:
     """Buy a job: publish the request, show what the providers say, pay where that is allowed, print the result.
 

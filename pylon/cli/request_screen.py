@@ -19,6 +19,7 @@ from pylon.demo.story import Paint, Story
 from pylon.nostr.bolt11 import InvoiceFacts
 from pylon.nostr.event import Event
 from pylon.nostr.keys import encode_npub
+from pylon.nostr.nip90 import ErrorPrefix
 from pylon.text import printable
 
 _INFO_LIMIT: Final = 500
@@ -129,7 +130,8 @@ class RequestScreen:
         """Show an error."""
         self._note(update.provider, "error")
         said = _joined(printable(update.prefix), update.sentence) or "no reason given"
-        price = f" (its price: {sats(update.amount_msats)})" if update.amount_msats is not None else ""
+        what = "due to you" if update.prefix == ErrorPrefix.REFUND_DUE else "its price"
+        price = f" ({what}: {sats(update.amount_msats)})" if update.amount_msats is not None else ""
         if update.provider == self._streamer:
             self._stream_of(None)
         self.last_fault = f"{_short(update.provider)} says: {said}{price}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from pylon.cli.context import CliContext
+from pylon.cli.options import ConfigOption
 
 # Spelled out: importing pylon.logs or pylon.settings for their enums would make `--help` slow.
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -19,9 +19,7 @@ LogFormat = Literal["auto", "text", "json"]
 def command(
     ctx: typer.Context,
     free: Annotated[bool, typer.Option("--free", help="Work for nothing; no wallet is needed.")] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings to read, instead of the home's.")
-    ] = None,
+    config: ConfigOption = None,
     relay: Annotated[
         list[str] | None,
         typer.Option("--relay", metavar="URL", help="Use this relay instead of the settings'; may be repeated."),

@@ -158,6 +158,11 @@ def _show_money(status: DaemonStatus, screen: Screen) -> None:
     books = status.books
     owed = Colour.WARN if books.refund_due_msats else Colour.NONE
     screen.heading("Money")
+    given_back = (
+        ("refunded", books.refunded_msats, Colour.NONE),
+        ("  for their routes", books.refund_fees_msats, Colour.NONE),
+        ("written off", books.written_off_msats, Colour.NONE),
+    )
     rows = (
         ("received", books.received_msats, Colour.NONE),
         ("earned", books.earned_msats, Colour.GOOD if books.earned_msats else Colour.NONE),
@@ -165,6 +170,7 @@ def _show_money(status: DaemonStatus, screen: Screen) -> None:
         ("  for work under way", books.in_work_msats, Colour.NONE),
         ("  refunds due", books.refund_due_msats, owed),
         ("  deposits", books.deposits_msats, Colour.NONE),
+        *(row for row in given_back if row[1]),
     )
     screen.table([[cell(name), _amount(amount, colour)] for name, amount, colour in rows], indent="  ")
 

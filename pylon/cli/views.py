@@ -7,7 +7,7 @@ from typing import Final, Protocol, TypeVar
 
 from pylon.cli.output import fail
 from pylon.control.client import ControlClient, DaemonNotRunning
-from pylon.control.views import EarningsView, JobDetail, JobsQuery, JobView
+from pylon.control.views import EarningsView, JobDetail, JobsQuery, JobView, RefundView
 from pylon.lock import lock_holder
 from pylon.paths import Paths
 
@@ -28,7 +28,13 @@ class ReadViews(Protocol):
         """Return one job with its history."""
         ...
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
+    def refunds(self, *, ended: bool = False) -> Sequence[RefundView]:
+        """Return what is due or under way; with `ended` what was refunded or written off too."""
+        ...
+
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
         """Return settled payments."""
         ...
 
@@ -61,8 +67,13 @@ class _EitherViews:
     def job(self, id_or_prefix: str, *, show_input: bool = False) -> JobDetail:
         return self._ask(lambda views: views.job(id_or_prefix, show_input=show_input))
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
-        return self._ask(lambda views: views.earnings(since, by))
+    def refunds(self, *, ended: bool = False) -> Sequence[RefundView]:
+        return self._ask(lambda views: views.refunds(ended=ended))
+
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        return self._ask(lambda views: views.earnings(since, by, until=until, local=local))
 
     def _ask(self, question: Callable[[ReadViews], T]) -> T:
         try:

@@ -24,6 +24,7 @@ from pylon.control.views import (
     JobDetail,
     JobsQuery,
     JobView,
+    RefundView,
 )
 from pylon.text import printable
 
@@ -102,9 +103,29 @@ class ControlClient:
         """Cancel a job and return what became of it."""
         return _decoded(JobView, self._ask("POST", f"/jobs/{quote(id_or_prefix, safe='')}/cancel"))
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
-        """Return settled payments since unix seconds (None: all), split by an `EarningsBy`."""
-        return _decoded(EarningsView, self._ask("GET", "/earnings", {"since": since, "by": by}))
+    def refunds(self, *, ended: bool = False) -> tuple[RefundView, ...]:
+        """Return what is due or under way, oldest first; with `ended` what was refunded or written off too."""
+        answer = self._ask("GET", "/refunds", {"ended": 1 if ended else None})
+        if not isinstance(answer, list):
+            raise BadAnswer("the daemon's list of refunds is not a list")
+        return tuple(_decoded(RefundView, item) for item in answer)
+
+    def pay_refund(self, id_or_prefix: str, to: str = "") -> RefundView:
+        """Order a refund and return what became of it so far."""
+        where = f"/jobs/{quote(id_or_prefix, safe='')}/refund"
+        return _decoded(RefundView, self._ask("POST", where, {"to": to or None}))
+
+    def write_off(self, id_or_prefix: str, reason: str) -> RefundView:
+        """Write a refund off and return it."""
+        where = f"/jobs/{quote(id_or_prefix, safe='')}/write-off"
+        return _decoded(RefundView, self._ask("POST", where, {"reason": reason}))
+
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        """Return settled payments of a time (unix seconds, None: all), split by an `EarningsBy`."""
+        asked = {"since": since, "until": until, "by": by, "local": 1 if local else None}
+        return _decoded(EarningsView, self._ask("GET", "/earnings", asked))
 
     def announcement(self) -> AnnouncementView:
         """Return how the announcement stands."""

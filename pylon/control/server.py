@@ -34,7 +34,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from pylon.control.codec import dump_json
 from pylon.control.views import (
     API_VERSION,
+    MAX_DESTINATION,
     MAX_JOBS,
+    MAX_REASON,
     MIN_PREFIX,
     BadQuery,
     ControlViews,
@@ -241,6 +243,9 @@ def _app(views: ControlViews, limits: ControlLimits) -> Starlette:
             route("/jobs", api.jobs, "GET"),
             route("/jobs/{id}", api.job, "GET"),
             route("/jobs/{id}/cancel", api.cancel, "POST"),
+            route("/jobs/{id}/refund", api.pay_refund, "POST"),
+            route("/jobs/{id}/write-off", api.write_off, "POST"),
+            route("/refunds", api.refunds, "GET"),
             route("/earnings", api.earnings, "GET"),
             route("/announcement", api.announcement, "GET"),
             route("/announcement/publish", api.publish, "POST"),
@@ -283,11 +288,23 @@ class _Api:
     async def cancel(self, request: Request) -> object:
         return await self._views.cancel_job(_job_id(request.path_params["id"]))
 
+    async def refunds(self, request: Request) -> object:
+        return list(await self._views.refunds(ended=request.query_params.get("ended") == "1"))
+
+    async def pay_refund(self, request: Request) -> object:
+        to = _text(request.query_params.get("to", ""), "to", 0, MAX_DESTINATION)
+        return await self._views.pay_refund(_job_id(request.path_params["id"]), to)
+
+    async def write_off(self, request: Request) -> object:
+        reason = _text(request.query_params.get("reason", ""), "reason", 1, MAX_REASON)
+        return await self._views.write_off(_job_id(request.path_params["id"]), reason)
+
     async def earnings(self, request: Request) -> object:
         asked = request.query_params
         since = _number(asked["since"], "since", 0, 2**53) if "since" in asked else None
+        until = _number(asked["until"], "until", 0, 2**53) if "until" in asked else None
         by = _word(asked.get("by"), EarningsBy, "by") or EarningsBy.TOTAL
-        return await self._views.earnings(since, by)
+        return await self._views.earnings(since, by, until=until, local=asked.get("local") == "1")
 
     async def announcement(self, request: Request) -> object:
         return self._views.announcement()
@@ -317,6 +334,12 @@ def _number(text: str, name: str, least: int, most: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 16 and least <= int(text) <= most):
         raise BadQuery(f"{name} is a number from {least} to {most}")
     return int(text)
+
+
+def _text(text: str, name: str, least: int, most: int) -> str:
+    if not least <= len(text.strip()) <= most:
+        raise BadQuery(f"{name} is a text of {least} to {most} characters")
+    return text.strip()
 
 
 def _job_id(text: str) -> str:

@@ -18,6 +18,12 @@ API_VERSION: Final = 1
 MIN_PREFIX: Final = 6
 """How many hex digits of a job's id name it at least."""
 
+MAX_REASON: Final = 500
+"""Characters of the reason for writing a refund off."""
+
+MAX_DESTINATION: Final = 2_100
+"""Characters of an address or invoice to pay to."""
+
 MAX_JOBS: Final = 500
 """How many jobs one listing holds at most."""
 
@@ -62,8 +68,10 @@ class EarningsBy(StrEnum):
     """How earnings are split into rows."""
 
     TOTAL = "total"
-    DAY = "day"  # UTC days, by the time of settlement
+    DAY = "day"  # by the time of settlement
     MODEL = "model"
+    CUSTOMER = "customer"
+    KIND = "kind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +141,19 @@ class QueueLine:
 
 @dataclass(frozen=True, slots=True)
 class BooksLine:
-    """Settled money: `received = earned + owed` and `owed = in_work + refund_due + deposits`, all msats."""
+    """Settled money, msats: `received = earned + owed + refunded + written_off`.
+
+    `owed = in_work + refund_due + deposits`.
+    """
 
     received_msats: int = 0
     earned_msats: int = 0
     owed_msats: int = 0
     in_work_msats: int = 0
     refund_due_msats: int = 0
+    refunded_msats: int = 0
+    refund_fees_msats: int = 0
+    written_off_msats: int = 0
     deposits_msats: int = 0
 
 
@@ -259,8 +273,41 @@ class JobDetail:
 
 
 @dataclass(frozen=True, slots=True)
+class RefundLine:
+    """One payment of a refund, or what was written off; `reason` tells why it failed or was written off."""
+
+    number: int
+    state: str
+    amount_msats: int
+    created_at: int
+    fee_msats: int = 0
+    destination: str = ""
+    payment_hash: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RefundView:
+    """What one job's customer is to get back, or got. `waits` says for what, while nothing is paid.
+
+    `reason` is why the job was not done; `destination` where the refund goes, "" while nobody has said it.
+    """
+
+    job: str
+    customer: str
+    money: str
+    due_msats: int
+    reason: str = ""
+    destination: str = ""
+    source: str = ""
+    ordered: bool = False
+    waits: str = ""
+    payments: tuple[RefundLine, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EarningsRow:
-    """Settled payments of one day or model."""
+    """Settled payments of one day, model, customer (the npub) or job kind."""
 
     label: str
     payments: int
@@ -269,13 +316,14 @@ class EarningsRow:
 
 @dataclass(frozen=True, slots=True)
 class EarningsView:
-    """Settled payments since a time (None: all), in total and split by `by`."""
+    """Settled payments since a time and before another (None: all), in total and split by `by`."""
 
     by: EarningsBy
     payments: int
     total: BooksLine
     since: int | None = None
     rows: tuple[EarningsRow, ...] = ()
+    until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +357,25 @@ class ControlViews(Protocol):
         """Cancel as the operator and return what became of it. Raises `NotFound`, `Ambiguous`, `ViewError`."""
         ...
 
-    async def earnings(self, since: int | None, by: str) -> EarningsView:
-        """Return settled payments since unix seconds, split by an `EarningsBy`."""
+    async def refunds(self, *, ended: bool = False) -> Sequence[RefundView]:
+        """Return what is due or under way, oldest first; with `ended` what was refunded or written off too."""
+        ...
+
+    async def pay_refund(self, id_or_prefix: str, to: str = "") -> RefundView:
+        """Order a refund, to an address or invoice if one is named. Raises `NotFound`, `Ambiguous`, `ViewError`."""
+        ...
+
+    async def write_off(self, id_or_prefix: str, reason: str) -> RefundView:
+        """Record that a refund will not be paid. Raises `NotFound`, `Ambiguous`, `ViewError`."""
+        ...
+
+    async def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        """Return settled payments of a time (unix seconds), split by an `EarningsBy`.
+
+        Days are UTC, or with `local` those of this machine's zone.
+        """
         ...
 
     def announcement(self) -> AnnouncementView:

@@ -189,7 +189,7 @@ async def check_wallet(scene: Scene, limit_s: float) -> list[Finding]:
     """Ask the wallet whether it is there, and for its balance where it can tell."""
     free = scene.settings.payment.mode is PaymentMode.FREE
     try:
-        wallet = assembly.make_wallet(scene.settings, scene.clock)
+        wallet = assembly.make_wallet(scene.settings, scene.clock, scene.key or SecretKey.generate(), scene.paths)
     except (SettingsError, ValueError) as error:
         return [fail("wallet", printable(error, limit=500), "correct [wallet] in the settings")]
     if wallet is None:

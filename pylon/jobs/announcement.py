@@ -144,16 +144,22 @@ def _is_served(offer: Offer, states: Mapping[str, BackendState]) -> bool:
 
 def _model(config: AnnounceConfig, offer: Offer, states: Mapping[str, BackendState] | None) -> AnnouncedModel:
     context = offer.context_tokens if states is None else promised_context(offer, states)
-    price = offer.price
+    prices = [(kind, _told_price(config, offer, kind)) for kind in offer.kinds]
     return AnnouncedModel(
         name=offer.name,
         aliases=offer.aliases,
         context_tokens=context,
-        price=ModelPrice()
-        if config.free
-        else ModelPrice(price.base_msats, price.input_msats_per_1k, price.output_msats_per_1k),
+        price=prices[0][1],
+        kind_prices=tuple(prices) if len({price for _, price in prices}) > 1 else (),
         quantization=quantization_of(offer.backend_model),
     )
+
+
+def _told_price(config: AnnounceConfig, offer: Offer, kind: int) -> ModelPrice:
+    price = offer.price_of(kind)
+    if config.free:
+        return ModelPrice()
+    return ModelPrice(price.base_msats, price.input_msats_per_1k, price.output_msats_per_1k, price.min_msats)
 
 
 def _size_bytes(draft: Draft) -> int:

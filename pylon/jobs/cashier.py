@@ -8,8 +8,9 @@ asked about it. `judge` holds the rules about what an answer means; the rest is 
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from typing import Final
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup
 
 from pylon.jobs import facts
 from pylon.jobs.engine import Engine
@@ -43,6 +43,9 @@ _LOOKERS: Final = 8
 _LOOK_EVERY_S: Final = 0.2
 _LOOK_BACK_S: Final = 7 * 86_400
 _OVERLAP_S: Final = 3_600
+_LONG_REACH_S: Final = 86_400
+_LONG_LOOKS: Final = 12  # every so many times the list is read a day back
+_REMEMBERED: Final = 10_000
 _WANTING: Final = frozenset({(Work.AWAITING_PAYMENT, Money.NONE), (Work.BILLING, Money.NONE)})
 _FORGOTTEN_AFTER: Final = 3  # so many look-ups in a row must say "unknown" before an invoice counts as lost
 
@@ -60,6 +63,7 @@ class CashierConfig:
     retry_min_s: float = 0.2
     retry_max_s: float = 10.0
     health_interval_s: float = 5.0
+    catch_up_s: float = 300.0
 
 
 @dataclass(slots=True)
@@ -120,6 +124,7 @@ class Cashier:
         self._something_to_make = anyio.Event()
         self._watched: dict[str, Watch] = {}
         self._checked_until = 0.0
+        self._settled: OrderedDict[str, None] = OrderedDict()  # the last ones that are booked, or not ours
         self.counters: Counter[str] = Counter()
 
     @property
@@ -288,6 +293,9 @@ class Cashier:
             self.counters["foreign settlement"] += 1
         # Only now: were this cut off before the money is booked, the look-ups must find it.
         self._watched.pop(payment_hash, None)
+        self._settled[payment_hash] = None
+        while len(self._settled) > _REMEMBERED:
+            self._settled.popitem(last=False)
 
     # --- listening --------------------------------------------------------------------------------------------
 
@@ -296,7 +304,7 @@ class Cashier:
         pause_s = self._config.retry_min_s
         while True:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._catch_up, tasks)
+                tasks.start_soon(self._catch_up)
                 try:
                     async with aclosing(self._wallet.settlements()) as settlements:
                         async for received in settlements:
@@ -311,25 +319,32 @@ class Cashier:
             await anyio.sleep(pause_s * (0.5 + self._rng.random()))
             pause_s = min(2 * pause_s, self._config.retry_max_s)
 
-    async def _catch_up(self, tasks: TaskGroup) -> None:
-        """Find settlements that no push told us: open invoices at once, closed ones in the wallet's own list."""
-        now = self._clock()
+    async def _catch_up(self) -> None:
+        """Find settlements that no push told us: open invoices at once, closed ones in the wallet's own list.
+
+        The list again and again: some wallets take money long after an invoice's end, and a push can be lost.
+        """
         for watch in self._watched.values():
-            watch.next_at = now
-        since = int(max(now - _LOOK_BACK_S, self._checked_until - _OVERLAP_S))
+            watch.next_at = self._clock()
+        for number in itertools.count():
+            now = self._clock()
+            reach_s = _OVERLAP_S if number % _LONG_LOOKS else _LONG_REACH_S
+            since = int(max(now - _LOOK_BACK_S, self._checked_until - reach_s))
+            for invoice in await self._list(since):
+                if invoice.state is PaymentState.SETTLED and invoice.payment_hash not in self._settled:
+                    await self._settle(invoice.payment_hash, invoice.received_msats, invoice.settled_at)
+            self._checked_until = now
+            await anyio.sleep(self._config.catch_up_s * (0.5 + self._rng.random()))
+
+    async def _list(self, since: int) -> tuple[Invoice, ...]:
         while True:
             try:
-                invoices = await self._wallet.list_invoices(since)
-                break
+                return await self._wallet.list_invoices(since)
             except WalletError as error:
                 self.counters[type(error).__name__] += 1
             except Exception:  # noqa: BLE001 - it is logged
                 self._fault("the wallet's invoices could not be listed")
             await anyio.sleep(self._config.retry_max_s * (0.5 + self._rng.random()))
-        for invoice in invoices:
-            if invoice.state is PaymentState.SETTLED:
-                await self._settle(invoice.payment_hash, invoice.received_msats, invoice.settled_at)
-        self._checked_until = now
 
     def _fault(self, what: str, row: InvoiceRow | None = None) -> None:
         """Log what no wallet should do to us; what was not done is still stored as such, and tried again."""

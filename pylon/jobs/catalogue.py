@@ -24,7 +24,7 @@ class Offer:
 
     `also` are further backends that serve the very same model. `max_output_tokens` is the most a customer may ask
     for, `default_output_tokens` what is generated unasked; `context_tokens` overrides what the backends say.
-    `kinds` are the job kinds that it is sold for.
+    `kinds` are the job kinds that it is sold for; `kind_prices` has the price of those that have one of their own.
     """
 
     name: str
@@ -38,6 +38,11 @@ class Offer:
     slots: int = 1
     also: tuple[Route, ...] = ()
     kinds: tuple[int, ...] = (5050,)
+    kind_prices: Mapping[int, Price] = field(default_factory=dict, hash=False)
+
+    def price_of(self, kind: int) -> Price:
+        """Return what a job of this kind costs."""
+        return self.kind_prices.get(kind, self.price)
 
     @property
     def routes(self) -> tuple[Route, ...]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
 
 import structlog
 
@@ -38,7 +37,8 @@ from pylon.jobs.policy import (
     job_deadline,
 )
 from pylon.jobs.ports import Backend, BackendHealth, BackendState, Clock, Publisher
-from pylon.jobs.pricing import Quote, check_bid, input_token_bound, quote
+from pylon.jobs.pricing import Price, Quote, check_bid, quote
+from pylon.jobs.quoting import fitting_tokens, quote_job
 from pylon.jobs.recorder import Moved
 from pylon.jobs.runner import Runner
 from pylon.jobs.textgen import TextGeneration, TextJob
@@ -53,16 +53,11 @@ from pylon.nostr.nip90 import (
     parse_deletion,
     parse_request,
 )
-from pylon.nostr.nip90_fit import max_output_text_bytes
 from pylon.nostr.nip90_replies import error_draft
 from pylon.store.records import Job
 from pylon.text import printable
 
 log = structlog.get_logger(__name__)
-
-OUTPUT_BYTES_PER_TOKEN: Final = 16
-"""What a token of output takes on the wire at most, for the check before an invoice: English text takes 4 to 5, and
-the worst texts of usual tokenizers stay below 12 on average. Whatever comes, the runner counts exactly and cuts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +91,6 @@ class _Order:
     request: JobRequest
     asked: TextGeneration
     offer: Offer
-    max_tokens: int
     quoted: Quote
 
 
@@ -129,7 +123,7 @@ class Intake:
         self._credit = credit
         self._allowance = allowance
         self._started_at = int(clock())
-        self._fitting_tokens = max_output_text_bytes(config.limit_bytes) // OUTPUT_BYTES_PER_TOKEN
+        self._fitting_tokens = fitting_tokens(config.limit_bytes)
         self._seen = SeenIds()
         self._customers = RateLimiter(config.policy.requests_per_customer_per_minute)
         self._everybody = TokenBucket(config.policy.requests_per_minute)
@@ -225,16 +219,22 @@ class Intake:
         load = self._engine.open_jobs.load(offer.name, event.pubkey)
         _refuse_if(check_load(load, policy, prepaid=self._config.mode is not facts.Mode.FREE))
         _refuse_if(check_prompt(asked.texts, policy))
-        input_tokens = input_token_bound(asked.texts)
-        _refuse_if(check_prompt_tokens(input_tokens, policy))
-        max_tokens = self._max_tokens(asked, offer, input_tokens)
-        quoted = self._quote(request.customer, offer, input_tokens, max_tokens, now)
+        quoted = quote_job(
+            offer,
+            request.kind,
+            asked,
+            context_tokens=self._context(offer),
+            most_tokens=self._fitting_tokens,
+            free=self._config.mode is facts.Mode.FREE,
+        )
+        _refuse_if(check_prompt_tokens(quoted.input_tokens, policy))
+        quoted = self._given_away(request.customer, quoted, now)
         if (denial := check_bid(quoted, request.bid_msats)) is not None:
             raise _Refused(denial, quoted.amount_msats)
         if quoted.amount_msats:
             self._check_owing(request)
             self._check_payable(request, now)
-        return _Order(request, asked, offer, max_tokens, quoted)
+        return _Order(request, asked, offer, quoted)
 
     def _check_rate(self, customer: str, now: float) -> None:
         limit = self._config.policy.requests_per_customer_per_minute
@@ -273,40 +273,20 @@ class Intake:
             return "the model's server does not have it now"
         return "the model's server keeps failing: try later"
 
-    def _max_tokens(self, asked: TextGeneration, offer: Offer, prompt: int) -> int:
-        """Return how much output is priced: what was asked for if it surely fits, never silently less."""
-        most = min(offer.max_output_tokens, self._fitting_tokens)
-        context = self._context(offer)
-        if context is not None and prompt + (asked.max_tokens or 1) > context:
-            sentence = (
-                f"the prompt may take {prompt} tokens and the context has {context}: shorten it or lower max_tokens"
-            )
-            raise _Refused(Denial(ErrorPrefix.TOO_LARGE, sentence))
-        if asked.max_tokens is None:
-            left = most if context is None else min(most, context - prompt)
-            return min(offer.default_output_tokens, left)
-        if asked.max_tokens > most:
-            sentence = f"max_tokens is {asked.max_tokens}: at most {most} are generated and fit a relay's event"
-            raise _Refused(Denial(ErrorPrefix.TOO_LARGE, sentence))
-        return asked.max_tokens
-
     def _context(self, offer: Offer) -> int | None:
         return promised_context(
             offer, {route.backend: self._backends(route.backend).state() for route in offer.routes}
         )
 
-    def _quote(self, customer: str, offer: Offer, input_tokens: int, max_tokens: int, now: float) -> Quote:
-        """Return what a job costs; nothing where work is given away, within what is given away in a day."""
-        quoted = quote(offer.price, input_tokens, max_tokens)
-        is_free = self._config.mode is facts.Mode.FREE
-        if self._allowance is not None:
-            covered = self._allowance.covers(customer, max_tokens, now)
-            if is_free and not covered:
-                raise _Refused(
-                    Denial(ErrorPrefix.FREE_LIMIT, "what is given away in a day is used up: come tomorrow")
-                )
-            is_free = covered
-        return Quote(quoted.price, quoted.input_tokens, quoted.output_tokens, 0) if is_free else quoted
+    def _given_away(self, customer: str, quoted: Quote, now: float) -> Quote:
+        """Return the quote, of nothing within what is given away in a day."""
+        if self._allowance is None:
+            return quoted
+        covered = self._allowance.covers(customer, quoted.output_tokens, now)
+        if self._config.mode is facts.Mode.FREE and not covered:
+            sentence = "what is given away in a day is used up: come back tomorrow"
+            raise _Refused(Denial(ErrorPrefix.FREE_LIMIT, sentence))
+        return quote(Price(), quoted.input_tokens, quoted.output_tokens) if covered else quoted
 
     # --- outcomes ---------------------------------------------------------------------------------------------
 
@@ -323,7 +303,7 @@ class Intake:
             backend=backend or offer.backend,
             model=offer.name,
             price_msats=order.quoted.amount_msats,
-            max_tokens=order.max_tokens,
+            max_tokens=order.quoted.output_tokens,
             accepted_at=int(now),
             deadline_at=deadline_at,
             relays=request.relays[: self._config.customer_relays],

@@ -130,7 +130,7 @@ class OutputWriter:
         )
         price_msats = job.price_msats
         if job.postpaid:
-            used = quote(attempt.lane.offer.price, usage.prompt_tokens, usage.output_tokens)
+            used = quote(attempt.lane.offer.price_of(job.kind), usage.prompt_tokens, usage.output_tokens)
             price_msats = min(used.amount_msats, job.price_msats)
             if price_msats:
                 return facts.Metered(job.attempts, attempt.text, price_msats, usage)

@@ -28,14 +28,18 @@ TEMPLATE_TOKENS: Final = 96
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """An operator's price for a model, in msats; all zero means free. Raises `ValueError` when out of range."""
+    """An operator's price for a model and a job kind, in msats; all zero means free.
+
+    No job costs less than `min_msats`. Raises `ValueError` when out of range.
+    """
 
     base_msats: int = 0
     input_msats_per_1k: int = 0
     output_msats_per_1k: int = 0
+    min_msats: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("base_msats", "input_msats_per_1k", "output_msats_per_1k"):
+        for name in ("base_msats", "input_msats_per_1k", "output_msats_per_1k", "min_msats"):
             value = getattr(self, name)
             if not 0 <= value <= MAX_MONEY_MSATS:
                 raise ValueError(f"{name} is {value}: give millisats from 0 to {MAX_MONEY_MSATS}")
@@ -43,7 +47,7 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class QuoteLine:
-    """One line of the sum. The base and the rounding have no tokens."""
+    """One line of the sum. Only input and output have tokens."""
 
     label: str
     amount_microsats: int
@@ -70,7 +74,9 @@ class Quote:
             _tokens_line("output", self.output_tokens, price.output_msats_per_1k),
         )
         exact = sum(part.amount_microsats for part in parts)
-        return (*parts, QuoteLine("rounding to whole sats", self.amount_msats * MICROSATS_PER_MSAT - exact))
+        missing = max(0, price.min_msats * MICROSATS_PER_MSAT - exact)
+        rounding = self.amount_msats * MICROSATS_PER_MSAT - exact - missing
+        return (*parts, QuoteLine("up to the minimum", missing), QuoteLine("rounding to whole sats", rounding))
 
 
 def input_token_bound(texts: Iterable[str]) -> int:
@@ -96,7 +102,8 @@ def quote(price: Price, input_tokens: int, output_tokens: int) -> Quote:
         + price.input_msats_per_1k * input_tokens
         + price.output_msats_per_1k * output_tokens
     )
-    sats = -(-exact_microsats // MICROSATS_PER_SAT)
+    least_microsats = price.min_msats * MICROSATS_PER_MSAT
+    sats = -(-max(exact_microsats, least_microsats) // MICROSATS_PER_SAT)
     return Quote(price, input_tokens, output_tokens, sats * MSATS_PER_SAT)
 
 

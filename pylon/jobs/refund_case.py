@@ -11,7 +11,7 @@ from pylon.store import refunds
 from pylon.store.records import HELD_MARK, Job, Payee, Refund, RefundState
 from pylon.store.tx import Tx
 
-DAY_S: Final = 86_400
+_DAY_S: Final = 86_400
 
 
 class RefundRefused(Exception):
@@ -19,11 +19,15 @@ class RefundRefused(Exception):
 
 
 class Waits(Exception):
-    """Why a refund cannot be begun now. `again`: time may help; else somebody has to say something."""
+    """Why a refund cannot be begun now. `again`: time may help, and with `soon` before long.
 
-    def __init__(self, sentence: str, *, again: bool) -> None:
+    Else somebody has to say something.
+    """
+
+    def __init__(self, sentence: str, *, again: bool, soon: bool = False) -> None:
         super().__init__(sentence)
         self.again = again
+        self.soon = soon
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class RefunderConfig:
 
 @dataclass(frozen=True, slots=True)
 class RefundCase:
-    """What the database knows of one job's refund. `spent_msats` is what all refunds of a day took.
+    """What the database knows of one job's refund. `spent_msats` is what all refunds of the last day took.
 
     `held`: the books came from a backup, and it may have been paid already by what they lost.
     """
@@ -60,13 +64,13 @@ class RefundCase:
         return self.payee is not None and self.payee.ordered
 
 
-def read_case(tx: Tx, job_id: str, since: int) -> RefundCase | None:
-    """Return what is known of a job's refund, None when there is no such job. The day began at `since`."""
+def read_case(tx: Tx, job_id: str, config: RefunderConfig, now: int) -> RefundCase | None:
+    """Return what is known of a job's refund, None when there is no such job."""
     job = tx.job(job_id)
     if job is None:
         return None
     failed = [each for each in refunds.refunds_of(tx, job_id) if each.state is RefundState.FAILED]
-    spent_msats = refunds.committed_since(tx, since)
+    spent_msats = refunds.spent_since(tx, now - _DAY_S, config.repayment.max_fee_msats)
     held = job.updated_at <= tx.marks().get(HELD_MARK, -1)
     return RefundCase(job, due_msats(tx, job), refunds.payee(tx, job_id), tuple(failed), spent_msats, held)
 
@@ -83,7 +87,9 @@ def permit(case: RefundCase, config: RefunderConfig) -> None:
         raise Waits(f"it is for you to order: {order}", again=False)
     if case.amount_msats > config.max_msats_per_job:
         raise Waits(f"more than refunds.max_msats_per_job: {order}", again=False)
-    if case.spent_msats + case.amount_msats > config.max_msats_per_day:
+    # The routes count too: who pays and cancels again and again may be the one who earns by them.
+    most_msats = case.amount_msats + config.repayment.max_fee_msats
+    if case.spent_msats + most_msats > config.max_msats_per_day:
         raise Waits(f"refunds.max_msats_per_day is reached: {order}, or it goes by itself later", again=True)
 
 

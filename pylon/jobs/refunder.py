@@ -35,7 +35,6 @@ from pylon.jobs.ports import (
     WalletError,
 )
 from pylon.jobs.refund_case import (
-    DAY_S,
     RefundCase,
     RefunderConfig,
     RefundRefused,
@@ -57,6 +56,7 @@ log = structlog.get_logger(__name__)
 
 _STARTERS: Final = 4
 _LOOK_EVERY_S: Final = 0.2
+_SOON_S: Final = 60.0
 _ASKED_AGAIN: Final = 10  # failed payments of a job, the last ones, about which the wallet is asked once more
 _WISHES_PER_MINUTE: Final = 30
 _MAX_FUTURE_S: Final = 900
@@ -214,7 +214,9 @@ class Refunder:
 
     async def _see_through(self, refund: Refund, fresh: bool) -> None:
         if self._wallet is None:
-            return  # it stays committed until there is a wallet to ask
+            self._say(refund.job_id, "no wallet is connected, which would know whether it is paid")
+            return
+        self._say(refund.job_id, "its invoice is being paid")
         repayment = Repayment(refund, self._wallet, self._config.repayment, self._clock, self._rng, fresh=fresh)
         end = await repayment.run()
         told = {"job": refund.job_id, "payment_hash": refund.payment_hash, "amount_msats": refund.amount_msats}
@@ -222,8 +224,7 @@ class Refunder:
             log.info("a refund is paid", fee_msats=end.fee_msats, **told)
         else:
             log.warning("a refund failed", reason=end.reason, **told)
-            if (due := self._due.get(refund.job_id)) is not None:
-                due.waits = f"the last payment failed: {end.reason}"
+            self._say(refund.job_id, f"the last payment failed: {end.reason}")
         await self._engine.apply(refund.job_id, end)
 
     async def _start_all(self) -> None:
@@ -250,7 +251,7 @@ class Refunder:
                 log.info("a refund waits", job=job_id, why=str(wait))
             due.waits = str(wait)
             if wait.again and due.next_at == math.inf:
-                self._postpone(due)
+                self._postpone(due, soon=wait.soon)
         finally:
             due.busy = False
             self._tell()
@@ -268,7 +269,7 @@ class Refunder:
         except RefundRefused as error:
             raise Waits(str(error), again=True) from error
         if not wallet.state().ready:
-            raise Waits(f"the wallet is not ready: {printable(wallet.state().detail, limit=200)}", again=True)
+            raise Waits(f"the wallet is not ready: {printable(wallet.state().detail)}", again=True, soon=True)
         if await self._was_paid_after_all(wallet, case):
             return
         destination = await self._destination(case)
@@ -277,7 +278,7 @@ class Refunder:
             read = await self._checked(case, bolt11)
         except BadInvoice as error:
             await self._refuse(case, destination, str(error))
-            raise Waits(f"{error}", again=not is_invoice(destination)) from error
+            raise Waits(printable(error, limit=200), again=not is_invoice(destination)) from error
         refund = Refund(
             own_id=f"pylon-{uuid.uuid4().hex}",
             job_id=job_id,
@@ -370,8 +371,8 @@ class Refunder:
             await self._engine.apply(case.job.id, facts.PayeeRefused(destination, sentence))
 
     async def _case(self, job_id: str) -> RefundCase | None:
-        since = int(self._clock()) - DAY_S
-        return await self._engine.query(lambda tx: read_case(tx, job_id, since))
+        now = int(self._clock())
+        return await self._engine.query(lambda tx: read_case(tx, job_id, self._config, now))
 
     # --- when -------------------------------------------------------------------------------------------------
 
@@ -379,9 +380,14 @@ class Refunder:
         if (due := self._due.get(job_id)) is not None:
             due.next_at, due.pause_s, due.waits = self._clock(), self._config.retry_min_s, ""
 
-    def _postpone(self, due: _Due) -> None:
-        due.next_at = self._clock() + due.pause_s * (0.5 + self._rng.random())
+    def _postpone(self, due: _Due, *, soon: bool = False) -> None:
+        pause_s = min(due.pause_s, _SOON_S) if soon else due.pause_s
+        due.next_at = self._clock() + pause_s * (0.5 + self._rng.random())
         due.pause_s = min(2 * due.pause_s, self._config.retry_max_s)
+
+    def _say(self, job_id: str, waits: str) -> None:
+        if (due := self._due.get(job_id)) is not None:
+            due.waits = waits
 
     def _tell(self) -> None:
         news, self._news = self._news, anyio.Event()

@@ -19,7 +19,7 @@ from typing import Final
 import anyio
 
 from pylon.net.addresses import IPAddress, parse_address, why_not_public
-from pylon.net.urls import DialRefused, Target, parse_target
+from pylon.net.urls import MAX_URL_CHARS, DialRefused, Target, parse_target
 from pylon.text import printable
 
 __all__ = ["DialPolicy", "DialRefused", "Dialed", "Dialer", "Resolver", "Target", "system_resolver"]
@@ -47,6 +47,7 @@ class DialPolicy:
     resolve_timeout_s: float = 3.0
     connect_timeout_s: float = 5.0
     max_concurrent: int = 16
+    max_url_chars: int = MAX_URL_CHARS
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Dialer:
 
     def check(self, url: str) -> Target:
         """Return where `url` points, without contacting anything. Raises `DialRefused` and nothing else."""
-        target = parse_target(url, self.policy.schemes)
+        target = parse_target(url, self.policy.schemes, self.policy.max_url_chars)
         if self.policy.allow_private:
             return target
         if target.port < 1024 and target.port not in self.policy.low_ports:

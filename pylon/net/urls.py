@@ -54,13 +54,13 @@ class Target:
         return self.scheme in _SECURE
 
 
-def parse_target(url: str, schemes: frozenset[str]) -> Target:
+def parse_target(url: str, schemes: frozenset[str], max_chars: int = MAX_URL_CHARS) -> Target:
     """Return where `url` points. Raises `DialRefused` and nothing else.
 
     Checks the spelling only: whether the host may be contacted is the dialer's question.
     """
-    if not isinstance(url, str) or len(url) > MAX_URL_CHARS:
-        raise DialRefused("bad-url", f"the URL is longer than {MAX_URL_CHARS} characters")
+    if not isinstance(url, str) or len(url) > max_chars:
+        raise DialRefused("bad-url", f"the URL is longer than {max_chars} characters")
     if _FORBIDDEN.search(url):
         raise DialRefused("bad-url", f"the URL {printable(url)} holds a blank, a control character or a bracket")
     try:

@@ -36,6 +36,7 @@ MAX_MODELS: Final = 256
 MAX_ALIASES: Final = 16
 MAX_CONTEXT: Final = 2**40
 
+_PRICE_KEYS: Final = ("base_msats", "input_msats_per_1k", "output_msats_per_1k", "min_msats")
 _KIND: Final = re.compile(r"[0-9]{1,5}", re.ASCII)
 
 
@@ -45,27 +46,35 @@ class BadAnnouncement(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ModelPrice:
-    """What a model costs, in msats; all zero means free."""
+    """What a model costs, in msats, and the least that a job does; all zero means free."""
 
     base_msats: int = 0
     input_msats_per_1k: int = 0
     output_msats_per_1k: int = 0
+    min_msats: int = 0
 
     @property
     def free(self) -> bool:
         """Whether nothing is asked."""
-        return not (self.base_msats or self.input_msats_per_1k or self.output_msats_per_1k)
+        return not (self.base_msats or self.input_msats_per_1k or self.output_msats_per_1k or self.min_msats)
 
 
 @dataclass(frozen=True, slots=True)
 class AnnouncedModel:
-    """One model as announced; None is what was not said."""
+    """One model as announced; None is what was not said. `kind_prices` tells the price of each job kind where they
+    differ; `price` is then that of the first."""
 
     name: str
     aliases: tuple[str, ...] = ()
     context_tokens: int | None = None
     price: ModelPrice | None = None
     quantization: str | None = None
+    kind_prices: tuple[tuple[int, ModelPrice], ...] = ()
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing is asked for any of its jobs."""
+        return self.price is not None and self.price.free and all(price.free for _, price in self.kind_prices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +128,7 @@ def announcement_draft(announcement: Announcement) -> Draft:
     if announcement.lud16:
         content["lud16"] = announcement.lud16
     content["encryptionSupported"] = announcement.encryption_supported
-    if announcement.models and all(model.price is not None and model.price.free for model in announcement.models):
+    if announcement.models and all(model.free for model in announcement.models):
         content["amount"] = "Free"  # the word that nostr-dvm writes and shows
     if announcement.paused:
         content["paused"] = True
@@ -163,14 +172,17 @@ def _model_json(model: AnnouncedModel) -> dict[str, Any]:
     if model.context_tokens is not None:
         told["context"] = model.context_tokens
     if model.price is not None:
-        told["price"] = {
-            "base_msats": model.price.base_msats,
-            "input_msats_per_1k": model.price.input_msats_per_1k,
-            "output_msats_per_1k": model.price.output_msats_per_1k,
-        }
+        told["price"] = _price_json(model.price)
+    if model.kind_prices:
+        told["prices"] = {str(kind): _price_json(price) for kind, price in model.kind_prices}
     if model.quantization is not None:
         told["quantization"] = model.quantization
     return told
+
+
+def _price_json(price: ModelPrice) -> dict[str, int]:
+    told = {key: getattr(price, key) for key in _PRICE_KEYS}
+    return told if price.min_msats else {key: value for key, value in told.items() if key != "min_msats"}
 
 
 def _dumped(content: Mapping[str, Any]) -> str:
@@ -261,6 +273,7 @@ def _read_model(told: object) -> AnnouncedModel | None:
         context_tokens=context if _is_whole(context, 1, MAX_CONTEXT) else None,
         price=_read_price(told.get("price")),
         quantization=_text(told.get("quantization"), MAX_NAME) or None,
+        kind_prices=_read_kind_prices(told.get("prices")),
     )
 
 
@@ -268,10 +281,18 @@ def _read_price(value: object) -> ModelPrice | None:
     """Return a price, or None when a part of it is no amount: half a price would be a wrong one."""
     if not isinstance(value, dict):
         return None
-    parts = [value.get(key, 0) for key in ("base_msats", "input_msats_per_1k", "output_msats_per_1k")]
-    if value.keys().isdisjoint(("base_msats", "input_msats_per_1k", "output_msats_per_1k")):
+    parts = [value.get(key, 0) for key in _PRICE_KEYS]
+    if value.keys().isdisjoint(_PRICE_KEYS):
         return None
     return ModelPrice(*parts) if all(_is_whole(part, 0, MAX_MONEY_MSATS) for part in parts) else None
+
+
+def _read_kind_prices(value: object) -> tuple[tuple[int, ModelPrice], ...]:
+    if not isinstance(value, dict):
+        return ()
+    kinds = [kind for kind in value if _KIND.fullmatch(kind) and int(kind) in REQUEST_KINDS][:MAX_KINDS]
+    read = {int(kind): _read_price(value[kind]) for kind in kinds}
+    return tuple((kind, price) for kind, price in read.items() if price is not None)
 
 
 def _is_whole(value: object, least: int, most: int) -> bool:

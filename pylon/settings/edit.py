@@ -24,7 +24,7 @@ from pylon.settings.errors import SettingsError, find_field, is_secret, unknown_
 from pylon.settings.example import plain, render_example
 from pylon.settings.files import replace_file
 from pylon.settings.load import holds_secret, leaves, merge_settings, parse_document, read_settings_file
-from pylon.settings.model import section_types
+from pylon.settings.model import Settings, section_types
 
 
 def split_key(key: str) -> tuple[str | int, ...]:
@@ -35,8 +35,14 @@ def split_key(key: str) -> tuple[str | int, ...]:
             return location
         case (str(name), str()) if name in section_types() and find_field(location):
             return location
+        case ("models", int(), "prices"):
+            raise SettingsError(key, f"is a table; name a key in it, such as {key}.5050.base_msats")
+        case ("models", int() as index, "prices", int() as kind, str() as name) if find_field(location):
+            return ("models", index, "prices", str(kind), name)
         case (str(name), int(), str()) if name in _ARRAYS and find_field(location):
             return location
+        case ("models", int(), "prices", _, _):
+            raise unknown_key(location)
         case (str(name), *_) if name in _ARRAYS and len(location) != 3:
             raise SettingsError(key, f"is no single value; write {name}.0.<key>, counted from 0")
         case (str(name),) if name in section_types():
@@ -62,20 +68,27 @@ def set_value(path: Path, key: str, text: str, environ: Mapping[str, str]) -> An
     The file is made from the annotated example where there is none. Raises `SettingsError`, and then nothing was
     written.
     """
-    location = split_key(key)
+    return set_values(path, {key: text}, environ)[key]
+
+
+def set_values(path: Path, texts: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Set several keys at once, as `set_value` sets one: all of them, or none."""
+    locations = {key: split_key(key) for key in texts}
     path = path.resolve()
     before = read_settings_file(path) if path.exists() else render_example()
     document = parse_document(before, path)
-    value = _validated(path, document, key, text, environ)
-    after = _edited(before, location, value, path)
+    settings = merge_settings(path, document, dict(texts), environ).settings
+    values = {key: _toml_value(settings, key) for key in texts}
+    after = before
+    for key, value in values.items():
+        after = _edited(after, locations[key], value, path)
     changed = parse_document(after, path)
-    if _set_in(changed) != {**_set_in(document), key: value}:
-        raise SettingsError(
-            key, "cannot be set without disturbing the rest; edit the file by hand", place=str(path)
-        )
+    if _set_in(changed) != {**_set_in(document), **values}:
+        fault = "cannot be set without disturbing the rest; edit the file by hand"
+        raise SettingsError(", ".join(texts), fault, place=str(path))
     merge_settings(path, changed, {}, environ)
     _write(path, after, secret=holds_secret(changed) is not None)
-    return value
+    return values
 
 
 def add_tables(path: Path, tables: str, environ: Mapping[str, str]) -> None:
@@ -98,12 +111,14 @@ def _set_in(document: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in leaves(document) if not key.endswith(".")}
 
 
-def _validated(path: Path, document: Mapping[str, Any], key: str, text: str, environ: Mapping[str, str]) -> Any:
-    """Return the value as TOML takes it, once the whole of the settings holds with it."""
-    settings = merge_settings(path, document, {key: text}, environ).settings
+def _toml_value(settings: Settings, key: str) -> Any:
+    """Return the value of a key as TOML takes it."""
     value: Any = settings
     for part in split_key(key):
-        value = value[part] if isinstance(part, int) else getattr(value, part)
+        if isinstance(value, Mapping):
+            value = value[int(part)]  # a job kind
+        else:
+            value = value[part] if isinstance(part, int) else getattr(value, part)
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     return plain(value) if value is not None else ""
@@ -115,7 +130,7 @@ def _edited(text: str, location: tuple[str | int, ...], value: Any, path: Path) 
         table: Any = document
         for part in location[:-1]:
             if isinstance(part, str) and part not in table:
-                table[part] = tomlkit.table()
+                table[part] = tomlkit.table(is_super_table=part == "prices")
             table = table[part]
         held = table.get(location[-1])
         if isinstance(held, Array) and isinstance(value, list):

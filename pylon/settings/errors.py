@@ -16,7 +16,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from pylon.settings.model import Settings, section_types
-from pylon.settings.offers import BACKEND_TYPES, ModelSettings
+from pylon.settings.offers import BACKEND_TYPES, KindPriceSettings, ModelSettings
 from pylon.settings.values import KeyFault
 from pylon.text import printable
 
@@ -109,8 +109,10 @@ def unknown_key(location: Location, place: str = "") -> SettingsError:
 
 
 def plain_location(loc: Iterable[str | int]) -> Location:
-    """Return pydantic's location without the tag that it adds after the index of a backend."""
+    """Return pydantic's location without what it adds: the tag after the index of a backend, the mark of a key."""
     parts = tuple(loc)
+    if parts[-1:] == ("[key]",):
+        parts = parts[:-1]
     if len(parts) > 2 and parts[0] == "backends" and parts[2] in BACKEND_TYPES:
         return (*parts[:2], *parts[3:])
     return parts
@@ -143,6 +145,8 @@ def keys_of(parent: Location) -> list[str]:
             return list(dict.fromkeys(key for kind in BACKEND_TYPES.values() for key in kind.model_fields))
         case ("models", _):
             return list(ModelSettings.model_fields)
+        case ("models", _, "prices", _):
+            return list(KindPriceSettings.model_fields)
         case (str(name),) if name in section_types():
             return list(section_types()[name].model_fields)
         case _:
@@ -159,8 +163,11 @@ def find_field(location: Location) -> FieldInfo | None:
             if key == "kind":
                 return FieldInfo(annotation=Literal[*BACKEND_TYPES])  # type: ignore[arg-type]
             return next((kind.model_fields[key] for kind in kinds if key in kind.model_fields), None)
-        case ("models", _, str(key), *_):
-            return ModelSettings.model_fields.get(key)
+        case ("models", _, str(key), *rest):
+            own = len(rest) > 1 and key == "prices"
+            return (KindPriceSettings.model_fields if own else ModelSettings.model_fields).get(
+                str(rest[1]) if own else key
+            )
         case (str(name), str(key), *_) if name in section_types():
             return section_types()[name].model_fields.get(key)
         case _:

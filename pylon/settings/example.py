@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from pylon.settings.errors import allowed
 from pylon.settings.model import Settings, section_types
-from pylon.settings.offers import BACKEND_TYPES, ModelSettings
+from pylon.settings.offers import BACKEND_TYPES, KindPriceSettings, ModelSettings
 
 _HEAD: Final = """\
 # The settings of Pylon, a Nostr NIP-90 service provider. Every key is here with its default.
@@ -37,7 +37,8 @@ _BACKENDS_HEAD: Final = """\
 
 _MODELS_HEAD: Final = """\
 # What is sold: one [[models]] for each model. What is not listed here is not offered, and its name stays private.
-# A job costs base_msats, input_msats_per_1k and output_msats_per_1k for its tokens, rounded up to whole sats.
+# A job costs base_msats, input_msats_per_1k and output_msats_per_1k for its tokens, at least min_msats, rounded up
+# to whole sats. `pylon price` explains it.
 """
 
 _WIDTH: Final = 112
@@ -57,16 +58,23 @@ def render_example() -> str:
             **backend.model_fields,
         }
         blocks.append("\n".join(["#[[backends]]", *_lines(fields, said, {"kind": kind, "name": _NAMES[kind]})]))
-    blocks.append("\n".join([_MODELS_HEAD.rstrip("\n"), "#[[models]]", *_lines(ModelSettings.model_fields, set())]))
+    fields = {key: field for key, field in ModelSettings.model_fields.items() if key != "prices"}
+    blocks.append("\n".join([_MODELS_HEAD.rstrip("\n"), "#[[models]]", *_lines(fields, set())]))
+    blocks.append("\n".join([*_kind_price_head(), *_lines(KindPriceSettings.model_fields, set())]))
     return "\n\n".join(block.strip("\n") for block in blocks) + "\n"
 
 
 _NAMES: Final = {"openai": "local", "ollama": "ollama", "embedded": "own", "echo": "echo"}
 
 
+def _kind_price_head() -> Iterator[str]:
+    yield from _wrapped(_explained(ModelSettings.model_fields["prices"]))
+    yield f"#[models.prices.{ModelSettings.model_fields['kinds'].default[0]}]"
+
+
 def uncommented(text: str) -> str:
     """Return an example with every shown default made real."""
-    return re.sub(r"^#(?=\[\[|[a-z])", "", text, flags=re.MULTILINE)
+    return re.sub(r"^#(?=\[|[a-z])", "", text, flags=re.MULTILINE)
 
 
 def toml_value(value: Any) -> str:
@@ -87,7 +95,7 @@ def plain(value: Any) -> Any:
             return [plain(item) for item in value]
         case BaseModel() | Mapping():
             items = value.items() if isinstance(value, Mapping) else iter(value)
-            return {key: plain(item) for key, item in items if item is not None}
+            return {str(key): plain(item) for key, item in items if item is not None}
         case _:
             raise TypeError(f"a {type(value).__name__} is not a plain value")
 

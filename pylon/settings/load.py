@@ -1,7 +1,7 @@
 """Reading the settings from their sources, in rising order, and keeping where each value came from.
 
-defaults < TOML file < systemd credentials < environment < flags. The sources are read here one by one and merged
-before pydantic sees them, because an operator must be able to ask which of them won.
+defaults < TOML file < wallet file < systemd credentials < environment < flags. The sources are read here one by
+one and merged before pydantic sees them, because an operator must be able to ask which of them won.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pydantic_settings import EnvSettingsSource
 from pylon.paths import HOME_VARIABLE, resolve_paths
 from pylon.settings.errors import SettingsError, find_field, from_validation, is_secret, unknown_key
 from pylon.settings.model import Settings, section_types
+from pylon.settings.wallet_file import read_wallet_secret
 from pylon.text import printable
 
 PREFIX: Final = "PYLON_"
@@ -31,6 +32,7 @@ SHORT_VARIABLES: Final = MappingProxyType(
         "PYLON_MNEMONIC": "PYLON_IDENTITY__MNEMONIC",
         "PYLON_PASSPHRASE": "PYLON_IDENTITY__PASSPHRASE",
         "PYLON_WALLET_TOKEN": "PYLON_WALLET__TOKEN",
+        "PYLON_WALLET_PAY_TOKEN": "PYLON_WALLET__PAY_TOKEN",
         "PYLON_WALLET_URI": "PYLON_WALLET__URI",
     }
 )
@@ -42,6 +44,7 @@ CREDENTIALS: Final = MappingProxyType(
         "mnemonic": "identity.mnemonic",
         "passphrase": "identity.passphrase",
         "wallet_token": "wallet.token",
+        "wallet_pay_token": "wallet.pay_token",
         "wallet_uri": "wallet.uri",
     }
 )
@@ -57,6 +60,7 @@ class OriginKind(StrEnum):
 
     DEFAULT = "default"
     FILE = "file"
+    WALLET_FILE = "wallet file"
     CREDENTIAL = "credential"
     ENVIRONMENT = "environment"
     FLAG = "flag"
@@ -134,6 +138,7 @@ def merge_settings(
             _merge(merged, _override(merged, key, value))
             _forget(origins, key)
             origins[key] = Origin(OriginKind.FLAG)
+    _lay_wallet_secret(merged, origins, resolve_paths(environ).wallet_file)
     try:
         settings = Settings(**merged)
     except ValidationError as error:
@@ -264,6 +269,17 @@ def _lay_over(
     _merge(merged, values)
 
 
+def _lay_wallet_secret(merged: dict[str, Any], origins: dict[str, Origin], path: Path) -> None:
+    """Lay the wallet file over the TOML file and under the rest, which had to be known: it is for one wallet."""
+    wallet, secret = merged.get("wallet"), read_wallet_secret(path)
+    if secret is None or not isinstance(wallet, Mapping) or not secret.is_for(wallet):
+        return
+    key = f"wallet.{secret.key}"
+    if origins.get(key, _DEFAULT).kind in (OriginKind.DEFAULT, OriginKind.FILE):
+        _merge(merged, _nested(key, secret.value))
+        origins[key] = Origin(OriginKind.WALLET_FILE, str(path))
+
+
 def _replace_alternatives(merged: dict[str, Any], origins: dict[str, Origin], identity: object) -> None:
     """Drop what earlier sources gave in another form: a key replaces words, a passphrase the file that has one."""
     earlier = merged.get("identity")
@@ -295,15 +311,24 @@ def _override(merged: Mapping[str, Any], key: str, value: object) -> dict[str, A
     """Return a flag as nested values; a key inside an array of tables replaces the array by a changed copy."""
     top, *rest = key.split(".")
     tables = merged.get(top, [])
-    if len(rest) == 2 and rest[0].isdigit() and isinstance(tables, list):
+    if len(rest) >= 2 and rest[0].isdigit() and isinstance(tables, list):
         index = int(rest[0])
         if index >= len(tables):
             raise SettingsError(key, f"there are {len(tables)} [[{top}]], counted from 0")
         if not isinstance(tables[index], Mapping):
             raise SettingsError(key, f"what {top}.{index} is set to is no table")
-        changed = {**tables[index], rest[1]: value}
+        changed = _changed(tables[index], rest[1:], value)
         return {top: [changed if at == index else item for at, item in enumerate(tables)]}
     return _nested(key, value)
+
+
+def _changed(table: Mapping[str, Any], path: list[str], value: object) -> dict[str, Any]:
+    """Return a copy of a table with the value at `path` in it."""
+    key, *rest = path
+    below = table.get(key)
+    if rest:
+        value = _changed(below if isinstance(below, Mapping) else {}, rest, value)
+    return {**table, key: value}
 
 
 def _nested(key: str, value: object) -> dict[str, Any]:

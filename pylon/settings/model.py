@@ -16,9 +16,11 @@ from pylon.logs import LogFormat, LogLevel
 from pylon.settings.announce import AnnounceSettings
 from pylon.settings.intake import IntakeSettings
 from pylon.settings.offers import BackendSettings, ModelSettings
+from pylon.settings.refunds import RefundsSettings
 from pylon.settings.values import (
     FilePath,
     KeyFault,
+    LightningAddress,
     Name,
     Number,
     RelayUrls,
@@ -47,8 +49,10 @@ class WalletKind(StrEnum):
 
     NONE = "none"
     PHOENIXD = "phoenixd"
+    LNBITS = "lnbits"
     FAKE = "fake"
     NWC = "nwc"
+    LNURL = "lnurl"
 
 
 class Network(StrEnum):
@@ -201,6 +205,12 @@ class PaymentSettings(Section):
         description="The first wait before the wallet is asked about an invoice; it grows.",
     )
     lookup_max_s: Number = Field(default=30.0, ge=0.05, le=3600, description="The longest such wait.")
+    min_price_msats: Whole = Field(
+        default=0,
+        ge=0,
+        le=_MAX_CREDIT_MSATS,
+        description="No job costs less than this, whatever its model's price; with mode free it says nothing.",
+    )
     credit_msats: Whole = Field(
         default=0,
         ge=0,
@@ -261,8 +271,8 @@ class WalletSettings(Section):
     kind: WalletKind = Field(
         default=WalletKind.NONE,
         description=(
-            "none; nwc: what speaks Nostr Wallet Connect; phoenixd, by its HTTP API; or fake: play money, for"
-            " trials and tests."
+            "none; nwc: what speaks Nostr Wallet Connect; lnbits or phoenixd, by their HTTP API; lnurl: a lightning"
+            " address; or fake: play money, for trials and tests."
         ),
     )
     url: WebUrl | None = Field(
@@ -274,9 +284,18 @@ class WalletSettings(Section):
         default=None,
         description="Its access token. Better: PYLON_WALLET_TOKEN, or a systemd credential named wallet_token.",
     )
+    pay_token: Secret = Field(
+        default=None,
+        description="The admin key, for lnbits that is to pay refunds. Better: PYLON_WALLET_PAY_TOKEN, likewise.",
+    )
     uri: WalletConnection = Field(
         default=None,
         description="The nostr+walletconnect:// URI, for nwc. Better: PYLON_WALLET_URI, or wallet_uri likewise.",
+    )
+    address: LightningAddress | None = Field(
+        default=None,
+        description="The lightning address that is paid, for lnurl.",
+        json_schema_extra={"allowed": "name@host", "example": "you@example.com"},
     )
     timeout_s: Number = Field(
         default=15.0, ge=0.1, le=120, description="How long the wallet may take to answer a call."
@@ -295,7 +314,9 @@ _WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {
     WalletKind.NONE: (),
     WalletKind.NWC: (),  # its uri is a secret
     WalletKind.PHOENIXD: ("url",),
+    WalletKind.LNBITS: ("url",),
     WalletKind.FAKE: ("url",),
+    WalletKind.LNURL: ("address",),
 }
 """The keys, apart from secrets, without which a kind of wallet cannot be used."""
 
@@ -389,6 +410,7 @@ class Settings(BaseSettings):
     identity: IdentitySettings = IdentitySettings()
     payment: PaymentSettings = PaymentSettings()
     wallet: WalletSettings = WalletSettings()
+    refunds: RefundsSettings = RefundsSettings()
     jobs: JobsSettings = JobsSettings()
     intake: IntakeSettings = IntakeSettings()
     announce: AnnounceSettings = AnnounceSettings()
@@ -409,6 +431,10 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take what it is given: `load_settings` reads the sources itself, to keep each value's origin."""
         return (init_settings,)
+
+    @property
+    def _must_cost(self) -> bool:
+        return self.payment.mode is not PaymentMode.FREE and not self.payment.min_price_msats
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -436,8 +462,10 @@ class Settings(BaseSettings):
                 if backend in routes:
                     raise KeyFault(f"{place}.{key}", f"'{backend}' serves this model already")
                 routes.add(backend)
-            if self.payment.mode is not PaymentMode.FREE and not model.has_price:
-                raise KeyFault(f"{place}.base_msats", 'no price is set; set one, or payment.mode = "free"')
+            for kind in model.kinds:
+                if self._must_cost and not model.has_price(kind):
+                    where = f"{place}.prices.{kind}" if kind in model.prices else place
+                    raise KeyFault(f"{where}.base_msats", 'no price is set; set one, or payment.mode = "free"')
             for key, name in (("name", model.name), *(("aliases", alias) for alias in model.aliases)):
                 if name in taken:
                     raise KeyFault(f"{place}.{key}", f"'{name}' already names a model")

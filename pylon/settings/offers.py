@@ -6,7 +6,21 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pylon.settings.values import FilePath, KeyFault, Kinds, Name, Names, Number, Secret, Section, WebUrl, Whole
+from pylon.settings.values import (
+    FilePath,
+    KeyFault,
+    Kind,
+    Kinds,
+    Name,
+    Names,
+    Number,
+    Secret,
+    Section,
+    WebUrl,
+    Whole,
+)
+
+_MAX_PRICE_MSATS = 10**12
 
 
 class _Backend(Section):
@@ -104,6 +118,43 @@ BackendSettings = Annotated[
 ]
 
 
+class KindPriceSettings(Section):
+    """What differs in the price of a model's jobs of one kind: `[models.prices.5001]`, under its `[[models]]`."""
+
+    base_msats: Whole | None = Field(
+        default=None,
+        ge=0,
+        le=_MAX_PRICE_MSATS,
+        description="The price of a job of this kind, before tokens; without it, the model's.",
+        json_schema_extra={"example": 3000},
+    )
+    input_msats_per_1k: Whole | None = Field(
+        default=None,
+        ge=0,
+        le=_MAX_PRICE_MSATS,
+        description="Likewise, of 1,000 input tokens.",
+        json_schema_extra={"example": 500},
+    )
+    output_msats_per_1k: Whole | None = Field(
+        default=None,
+        ge=0,
+        le=_MAX_PRICE_MSATS,
+        description="Likewise, of 1,000 output tokens.",
+        json_schema_extra={"example": 2000},
+    )
+    min_msats: Whole | None = Field(
+        default=None,
+        ge=0,
+        le=_MAX_PRICE_MSATS,
+        description="Likewise, the least that a job costs.",
+        json_schema_extra={"example": 5000},
+    )
+
+
+PRICE_KEYS: tuple[str, ...] = tuple(KindPriceSettings.model_fields)
+"""The keys of a price, which a model has too."""
+
+
 class ModelSettings(Section):
     """One model that is sold. What is not listed is not offered."""
 
@@ -136,9 +187,18 @@ class ModelSettings(Section):
         description="More backends that serve the same model, each as backend or backend=its name there.",
         json_schema_extra={"allowed": "a list of at most 16 backends", "example": ["spare=my-model:q4"]},
     )
-    base_msats: Whole = Field(default=0, ge=0, le=10**12, description="The price of every job, before tokens.")
-    input_msats_per_1k: Whole = Field(default=0, ge=0, le=10**12, description="The price of 1,000 input tokens.")
-    output_msats_per_1k: Whole = Field(default=0, ge=0, le=10**12, description="The price of 1,000 output tokens.")
+    base_msats: Whole = Field(
+        default=0, ge=0, le=_MAX_PRICE_MSATS, description="The price of every job, before tokens."
+    )
+    input_msats_per_1k: Whole = Field(
+        default=0, ge=0, le=_MAX_PRICE_MSATS, description="The price of 1,000 input tokens."
+    )
+    output_msats_per_1k: Whole = Field(
+        default=0, ge=0, le=_MAX_PRICE_MSATS, description="The price of 1,000 output tokens."
+    )
+    min_msats: Whole = Field(
+        default=0, ge=0, le=_MAX_PRICE_MSATS, description="The least that a job costs, whatever its tokens."
+    )
     max_output_tokens: Whole = Field(
         default=1_024, ge=1, le=1_048_576, description="The most that a customer may ask for in max_tokens."
     )
@@ -155,6 +215,9 @@ class ModelSettings(Section):
         le=16_777_216,
         description="What one request may use; without it, what the backend says.",
         json_schema_extra={"example": 4096},
+    )
+    prices: dict[Kind, KindPriceSettings] = Field(
+        default={}, description="What differs for one job kind, in a table of its own."
     )
 
     @property
@@ -174,15 +237,23 @@ class ModelSettings(Section):
         """`max_tokens` for a request that names none."""
         return self.default_output_tokens or self.max_output_tokens
 
-    @property
-    def has_price(self) -> bool:
-        """Whether a job can cost anything at all."""
-        return bool(self.base_msats or self.input_msats_per_1k or self.output_msats_per_1k)
+    def price_of(self, kind: int) -> dict[str, int]:
+        """Return the price of a job of this kind, by `PRICE_KEYS`."""
+        own = self.prices.get(kind, KindPriceSettings())
+        told = {key: getattr(own, key) for key in PRICE_KEYS}
+        return {key: getattr(self, key) if value is None else value for key, value in told.items()}
+
+    def has_price(self, kind: int) -> bool:
+        """Whether a job of this kind can cost anything at all."""
+        return any(self.price_of(kind).values())
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.unasked_output_tokens > self.max_output_tokens:
             raise KeyFault("default_output_tokens", f"{self.default_output_tokens} is more than max_output_tokens")
+        for kind in self.prices:
+            if kind not in self.kinds:
+                raise KeyFault(f"prices.{kind}", f"{kind} is not among the kinds that the model is sold for")
         return self
 
 

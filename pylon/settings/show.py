@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,6 +36,9 @@ def _walk(value: object, key: str) -> Iterator[tuple[str, Any]]:
         case tuple() if value and all(isinstance(item, BaseModel) for item in value):
             for index, item in enumerate(value):
                 yield from _walk(item, f"{key}.{index}")
+        case Mapping() if value:
+            for name, inner in value.items():
+                yield from _walk(inner, f"{key}.{name}")
         case SecretStr():
             yield key, MASK
         case None:

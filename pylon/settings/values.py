@@ -99,13 +99,16 @@ def _relay_urls(values: tuple[str, ...]) -> tuple[str, ...]:
         raise ValueError(str(refused)) from None
 
 
-def _kinds(values: tuple[int, ...]) -> tuple[int, ...]:
+def _kind(value: int) -> int:
     from pylon.jobs.kinds import KINDS
 
-    for value in values:
-        if value not in KINDS:
-            raise ValueError(f"{value} is not a job kind that can be sold")
-    return tuple(dict.fromkeys(values))
+    if value not in KINDS:
+        raise ValueError(f"{value} is not a job kind that can be sold")
+    return value
+
+
+def _kinds(values: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(_kind(value) for value in values))
 
 
 def _image_url(value: str) -> str:
@@ -159,6 +162,9 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterVali
 
 Names = Annotated[tuple[Name, ...], BeforeValidator(_listed)]
 """A list of names."""
+
+Kind = Annotated[Whole, AfterValidator(_kind)]
+"""A job kind that Pylon can sell."""
 
 Kinds = Annotated[tuple[Whole, ...], BeforeValidator(_listed), AfterValidator(_kinds)]
 """Job kinds that Pylon can sell, each once."""

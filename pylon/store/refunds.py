@@ -89,12 +89,15 @@ def keep_refund(tx: Tx, refund: Refund) -> Refund:
 
 
 def end_refund(tx: Tx, own_id: str, state: RefundState, *, fee_msats: int, reason: str, now: int) -> None:
-    """Store how a refund ended; a paid one stays paid."""
+    """Store how a refund ended; a paid one stays paid, and carries its order out."""
     tx.change(
         "UPDATE refunds SET state = ?, fee_msats = ?, reason = ?, updated_at = ?"
         " WHERE own_id = ? AND state <> 'paid'",
         (state.value, fee_msats, reason, now, own_id),
     )
+    if state is RefundState.PAID:
+        # What comes in after it must not go back by an order that was about this one.
+        tx.change("UPDATE payees SET ordered = 0 WHERE job = (SELECT job FROM refunds WHERE own_id = ?)", (own_id,))
 
 
 def refund(tx: Tx, own_id: str) -> Refund | None:
@@ -119,14 +122,14 @@ def refunds_of(tx: Tx, job_id: str) -> list[Refund]:
     return [refund_of(job_id, row) for row in found]
 
 
-def committed_since(tx: Tx, time_s: int) -> int:
-    """Return how many msats were committed to refunds after a time, those that failed left out."""
-    ((amount_msats,),) = tx.ask(
-        "SELECT coalesce(sum(amount_msats), 0) FROM refunds"
+def spent_since(tx: Tx, time_s: int, max_fee_msats: int) -> int:
+    """Return what refunds committed after a time took or may take, routes included; those that failed left out."""
+    ((spent_msats,),) = tx.ask(
+        "SELECT coalesce(sum(amount_msats + CASE state WHEN 'paid' THEN fee_msats ELSE ? END), 0) FROM refunds"
         " WHERE created_at > ? AND state IN ('committed', 'paid')",
-        (time_s,),
+        (max_fee_msats, time_s),
     )
-    return int(amount_msats)
+    return int(spent_msats)
 
 
 def jobs_due(tx: Tx) -> list[Job]:

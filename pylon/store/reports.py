@@ -6,13 +6,13 @@ asks from a worker thread, the command line directly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, create_engine, func, literal_column, select
+from sqlalchemy import Column, Connection, ScalarSelect, Table, create_engine, func, literal_column, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -25,11 +25,12 @@ from pylon.store.records import (
     Job,
     JournalEntry,
     Money,
+    Payee,
     Refund,
     Settlement,
     Work,
 )
-from pylon.store.refunds import REFUND_COLUMNS, refund_of
+from pylon.store.refunds import PAYEE_COLUMNS, REFUND_COLUMNS, payee_of, refund_of
 from pylon.store.rows import (
     ATTEMPT_COLUMNS,
     INVOICE_COLUMNS,
@@ -55,10 +56,15 @@ class Detail:
 
 @dataclass(frozen=True, slots=True)
 class Takings:
-    """One settlement, with what its job (known by `job`) says about it; all msats."""
+    """One settlement, with what its job (known by `job`) says about it; all msats.
+
+    What was given back is that of the whole job, the same for each of its settlements.
+    """
 
     job: int
     settled_at: int
+    customer: str
+    kind: int
     model: str
     work: Work
     money: Money
@@ -66,6 +72,24 @@ class Takings:
     received_msats: int
     earned_msats: int  # tips included
     deposit_msats: int
+    refunded_msats: int = 0  # of the job, as the rest
+    refund_fees_msats: int = 0
+    written_off_msats: int = 0
+
+    @property
+    def rest_msats(self) -> int:
+        """What is neither earned nor kept as a deposit."""
+        return self.received_msats - self.earned_msats - self.deposit_msats
+
+
+@dataclass(frozen=True, slots=True)
+class GivingBack:
+    """One job whose money is given back, or was, with all that its books need."""
+
+    job: Job
+    settlements: tuple[Settlement, ...]
+    refunds: tuple[Refund, ...]
+    payee: Payee | None
 
 
 class Reports:
@@ -139,13 +163,20 @@ class Reports:
                 text,
             )
 
-    def takings(self, since: int | None) -> list[Takings]:
-        """Return every settlement since a time, in the order of booking; the caller sums as it likes."""
+    def takings(self, since: int | None, until: int | None = None) -> list[Takings]:
+        """Return every settlement since a time and before another, in the order of booking; the caller sums."""
         money, jobs = schema.settlements, schema.jobs
+
+        def given_back(state: str, amount: Column[Any]) -> ScalarSelect[Any]:
+            ours = (schema.refunds.c.job == jobs.c.number) & (schema.refunds.c.state == state)
+            return select(func.coalesce(func.sum(amount), 0)).where(ours).scalar_subquery()
+
         query = (
             select(
                 jobs.c.number,
                 money.c.settled_at,
+                jobs.c.customer,
+                jobs.c.kind,
                 jobs.c.model,
                 jobs.c.work,
                 jobs.c.money,
@@ -153,17 +184,19 @@ class Reports:
                 money.c.amount_msats,
                 money.c.earned_msats + money.c.tip_msats,
                 money.c.deposit_msats,
+                given_back("paid", schema.refunds.c.amount_msats),
+                given_back("paid", schema.refunds.c.fee_msats),
+                given_back("written_off", schema.refunds.c.amount_msats),
             )
             .join(jobs, jobs.c.number == money.c.job)
             .order_by(literal_column("settlements.rowid"))
         )
         if since is not None:
             query = query.where(money.c.settled_at >= since)
+        if until is not None:
+            query = query.where(money.c.settled_at < until)
         with self._connect() as connection:
-            return [
-                Takings(row[0], row[1], row[2], Work(row[3]), Money(row[4]), *row[5:])
-                for row in connection.execute(query)
-            ]
+            return [Takings(*row[:5], Work(row[5]), Money(row[6]), *row[7:]) for row in connection.execute(query)]
 
     def ledger(self) -> tuple[list[InvoiceRow], list[Settlement], list[Refund]]:
         """Return every invoice, settlement and refund, of one moment, each in the order of its coming."""
@@ -191,6 +224,42 @@ class Reports:
                 [refund_of(row[0], row[1:]) for row in connection.execute(given_back)],
             )
 
+    def giving_back(self, moneys: Collection[Money], limit: int, *, job_id: str | None = None) -> list[GivingBack]:
+        """Return the newest jobs (or this one) whose money is in one of these states, oldest first."""
+        jobs, money, refunds, payees = schema.jobs, schema.settlements, schema.refunds, schema.payees
+        query = (
+            select(jobs.c.number, *_columns(jobs, JOB_COLUMNS))
+            .where(jobs.c.money.in_([each.value for each in moneys]))
+            .order_by(jobs.c.number.desc())
+            .limit(limit)
+        )
+        if job_id is not None:
+            query = query.where(jobs.c.id == job_id)
+        found = []
+        with self._connect() as connection:
+            for row in reversed(connection.execute(query).fetchall()):
+                number, job = row[0], job_of(row[1:])
+                received = connection.execute(
+                    select(*_columns(money, SETTLEMENT_COLUMNS)).where(money.c.job == number)
+                )
+                paid = connection.execute(
+                    select(*_columns(refunds, REFUND_COLUMNS))
+                    .where(refunds.c.job == number)
+                    .order_by(refunds.c.number)
+                )
+                payee = connection.execute(
+                    select(*_columns(payees, PAYEE_COLUMNS)).where(payees.c.job == number)
+                ).first()
+                found.append(
+                    GivingBack(
+                        job,
+                        tuple(settlement_of(job.id, each) for each in received),
+                        tuple(refund_of(job.id, each) for each in paid),
+                        None if payee is None else payee_of(job.id, payee),
+                    )
+                )
+        return found
+
     def last_active_at(self) -> int | None:
         """Return when (unix seconds) the daemon last did or read anything, None if never."""
         marks = schema.marks
@@ -206,9 +275,9 @@ class Reports:
             with self._engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            raise StoreUnavailable(
-                f"the database {self._path} cannot be read: {error.__cause__ or error}"
-            ) from error
+            why = str(error.__cause__ or error)
+            hint = " (an older Pylon wrote it: start this one once)" if "no such table" in why else ""
+            raise StoreUnavailable(f"the database {self._path} cannot be read: {why}{hint}") from error
 
 
 def _columns(table: Table, names: tuple[str, ...]) -> list[Column[Any]]:

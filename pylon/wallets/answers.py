@@ -75,12 +75,20 @@ class Fields:
         except (KeyError, ValueError):
             raise BadAnswer(f"a {name} that is not one of {', '.join(PaymentState)}") from None
 
-    def objects(self, name: str) -> list[Fields]:
-        """Return a list of objects."""
+    def mapping(self, name: str) -> dict[str, Any]:
+        """Return an object as it came."""
+        return Fields(self._value.get(name))._value
+
+    def items(self, name: str) -> list[Any]:
+        """Return a list as it came."""
         value = self._value.get(name)
         if not isinstance(value, list):
             raise BadAnswer(f"{name} that are not a list")
-        return [Fields(item) for item in value]
+        return value
+
+    def objects(self, name: str) -> list[Fields]:
+        """Return a list of objects."""
+        return [Fields(item) for item in self.items(name)]
 
     def object_or_none(self, name: str) -> Fields | None:
         """Return an object, or None where the member is null. A missing member is a fault."""

@@ -23,6 +23,7 @@ from pylon.text import printable
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 MAX_LINE_BYTES: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 64
+MAX_PAUSE_S: Final = 120.0
 _MIN_SECRET: Final = 8  # a shorter one would be found in words that mean nothing
 
 _UNSENT: Final = (
@@ -42,7 +43,7 @@ class WalletHttp:
     """One wallet's HTTP API. `timeout_s` bounds a whole call; `label` names the wallet in error sentences.
 
     With `uds` the API is behind a Unix socket and `url` only gives the host name. The token is sent as a bearer's
-    unless `authorization` says how else.
+    unless `authorization` says how else, or `key_header` names a header of its own for it.
     """
 
     def __init__(
@@ -54,15 +55,17 @@ class WalletHttp:
         timeout_s: float,
         uds: Path | None = None,
         authorization: str = "",
+        key_header: str = "",
     ) -> None:
         self._label = label
         self._url = url
-        self._authorization = authorization or f"Bearer {token}"
-        sent = {token, self._authorization.rpartition(" ")[2]}
-        self._secrets = [each.encode() for each in sent if len(each) >= _MIN_SECRET]
+        self._key_header = key_header or "Authorization"
+        self._key = token if key_header else authorization or f"Bearer {token}"
+        self._secrets = (token, self._key.rpartition(" ")[2])
         self._timeout_s = timeout_s
         self._uds = uds
         self._client: httpx.AsyncClient | None = None
+        self._paused_until = 0.0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -74,7 +77,7 @@ class WalletHttp:
             uds=None if self._uds is None else str(self._uds),
         )
         # The environment's proxies would see the token. Compressed answers could not be bounded as they are read.
-        headers = {"Authorization": self._authorization, "Accept-Encoding": "identity"}
+        headers = {self._key_header: self._key, "Accept-Encoding": "identity"}
         async with httpx.AsyncClient(
             base_url=self._url, transport=transport, headers=headers, timeout=self._timeout(), trust_env=False
         ) as client:
@@ -106,19 +109,29 @@ class WalletHttp:
         params: Mapping[str, str | int] | None = None,
         body: Mapping[str, Any] | None = None,
         form: Mapping[str, str] | None = None,
+        key: str = "",
     ) -> tuple[int, bytes]:
-        """Return the status and the body of an answer, whatever they are. Raises `WalletError` where none came.
+        """Return the status and the body of an answer, whatever they are but a demand to wait.
 
-        `body` is sent as JSON, `form` as a form.
+        `body` is sent as JSON, `form` as a form; `key` replaces the token. Raises `WalletError` where no answer
+        came, and `WalletUnavailable` on 429, which is obeyed: for as long as it asks nothing is sent.
         """
+        if (left_s := self._paused_until - anyio.current_time()) > 0:
+            raise WalletUnavailable(f"{self._label} has had too many calls and asked us to wait {left_s:.0f} s")
+        headers = {self._key_header: key} if key else None
         try:
             with anyio.fail_after(self._timeout_s):
-                async with self._open().stream(method, path, params=params, json=body, data=form) as response:
-                    raw = await self._read(response)
+                async with self._open().stream(
+                    method, path, params=params, json=body, data=form, headers=headers
+                ) as response:
+                    raw = await self._read(response, key)
         except _UNSENT as error:
             raise WalletUnavailable(f"{self._label} cannot be reached: {_why(error)}") from error
         except (httpx.HTTPError, TimeoutError, _TooLong) as error:
             raise self.unclear(f"gave no answer: {_why(error)}", mutating=mutating) from error
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            self._paused_until = anyio.current_time() + _pause_s(response)
+            raise WalletUnavailable(f"{self._label} has had too many calls (HTTP status 429)")
         return response.status_code, raw
 
     async def lines(self, path: str, *, silence_s: float) -> AsyncGenerator[bytes, None]:
@@ -166,11 +179,12 @@ class WalletHttp:
             raise self.unclear("answered something that is not a JSON object", mutating=mutating)
         return value
 
-    async def _read(self, response: httpx.Response) -> bytes:
+    async def _read(self, response: httpx.Response, key: str = "") -> bytes:
         """Return the body, without our own secrets in it: what a wallet says ends up in errors and on screens."""
         raw = await _read(response)
-        for secret in self._secrets:
-            raw = raw.replace(secret, b"[token]")
+        for secret in (*self._secrets, key):
+            if len(secret) >= _MIN_SECRET:
+                raw = raw.replace(secret.encode(), b"[token]")
         return raw
 
     def _open(self) -> httpx.AsyncClient:
@@ -201,6 +215,11 @@ async def _read(response: httpx.Response) -> bytes:
 def _chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     # httpx declares an iterator; it is a generator, and closing it at once beats leaving it to the collector.
     return cast("AsyncGenerator[bytes, None]", response.aiter_raw())
+
+
+def _pause_s(response: httpx.Response) -> float:
+    asked = response.headers.get("Retry-After", "")
+    return min(float(asked), MAX_PAUSE_S) if asked.isdecimal() else 0.0
 
 
 def _trust(url: str) -> ssl.SSLContext | bool:

@@ -294,13 +294,14 @@ class PhoenixdWallet:
         raise WalletUnavailable("phoenixd answered a list without an end")
 
     async def _try_paying_nothing(self) -> None:
-        """Find out whether the password may pay: with an empty invoice the server complains of one or the other."""
-        try:
-            await self._ask("POST", "/payinvoice", lambda raw: None, form={"invoice": ""})
-        except TokenRefused:
+        """Find out whether the password may pay: of an empty invoice the server complains only to who may.
+
+        Any other answer says nothing, and is no fault of the wallet's.
+        """
+        status, _ = await self._http.exchange("POST", "/payinvoice", form={"invoice": ""})
+        if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
             self._may_pay = False
-            self._note(None)
-        except WalletRefused:
+        elif status == httpx.codes.BAD_REQUEST:
             self._may_pay = True
 
     async def _ask(

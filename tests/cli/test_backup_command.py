@@ -19,6 +19,7 @@ from pylon.nostr.identity import generate_identity
 from pylon.nostr.keys import SecretKey
 from pylon.paths import Paths, paths_under
 from pylon.settings.identity_file import read_identity, save_identity
+from pylon.settings.wallet_file import WalletSecret, read_wallet_secret, save_wallet_secret
 from pylon.store.records import RESTORED_MARK, Job
 from pylon.store.reports import Reports
 from pylon.store.writer import Store
@@ -100,6 +101,25 @@ def test_a_backup_brings_everything_back(home: Paths, file: Path, other: Paths, 
     assert "kept" not in out
     left = {path.name for path in other.state_dir.iterdir()}
     assert left == {"identity.json", "pylon.toml", "pylon.db", "pylon.lock"}
+
+
+def test_what_a_wallet_keeps_here_comes_back_too(
+    home: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = WalletSecret("nwc", "", "uri", "nostr+walletconnect://…")
+    save_wallet_secret(home.wallet_file, secret)
+    with closing(sqlite3.connect(home.lnurl_file)) as db:
+        db.execute("CREATE TABLE invoices (payment_hash TEXT)")
+        db.execute("INSERT INTO invoices VALUES ('aa')")
+        db.commit()
+    path, other = tmp_path / "with-wallet", paths_under(tmp_path / "elsewhere")
+    assert run(["backup", str(path)]) == 0
+    monkeypatch.setenv("PYLON_HOME", str(other.state_dir))
+    assert run(["restore", str(path)]) == 0
+    assert read_wallet_secret(other.wallet_file) == secret
+    assert rows(other.lnurl_file, "SELECT payment_hash FROM invoices") == [("aa",)]
+    for restored in (other.wallet_file, other.lnurl_file):
+        assert stat.S_IMODE(restored.stat().st_mode) == 0o600
 
 
 def test_restored_books_are_marked_with_the_time_of_the_backup(home: Paths, file: Path, other: Paths) -> None:

@@ -237,7 +237,7 @@ async def test_a_proposal_offers_nothing_until_it_is_uncommented(
         assert await anyio.to_thread.run_sync(run, ["init", "--sell", "beta"]) == 0
         sold = load_settings().settings
         assert [model.name for model in sold.models] == ["beta"]
-        assert sold.models[0].has_price
+        assert sold.models[0].has_price(5050)
         assert sold.models[0].backend == sold.backends[0].name == "openai"
         assert await anyio.to_thread.run_sync(run, ["init", "--sell", "alpha"]) == 0
         both = load_settings().settings

@@ -167,8 +167,10 @@ class _OfflineViews:
             raise NotFound(f"no job's id starts with {id_or_prefix}")
         return JobDetail(JOBS[0], (JournalLine(1, "from the database"),))
 
-    def earnings(self, since: int | None, by: str) -> EarningsView:
-        return EarningsView(EarningsBy(by), 5, STATUS.books, since)
+    def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
+        return EarningsView(EarningsBy(by), 5, STATUS.books, since, until=until)
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_they_are_found_newest_first_with_what_they_say(tmp_path: Path, relay_ur
     assert (first["npub"], first["event_id"]) == (encode_npub(EVENTS[0].pubkey), EVENTS[0].id)
     assert (first["created_at"], first["relays"]) == (HOUR_AGO, [relay_url])
     assert first["announcement"]["models"][0]["price"] == {
-        "base_msats": 1500, "input_msats_per_1k": 0, "output_msats_per_1k": 20_000,
+        "base_msats": 1500, "input_msats_per_1k": 0, "output_msats_per_1k": 20_000, "min_msats": 0,
     }  # fmt: skip
 
 

@@ -183,3 +183,17 @@ def test_it_fits_the_relays(limit_bytes: int) -> None:
 )
 def test_quantization_is_told_where_the_name_tells(name: str, known: str | None) -> None:
     assert quantization_of(name) == known
+
+
+def test_where_the_kinds_differ_each_price_is_told_and_read() -> None:
+    two = replace(LARGE, kinds=(5050, 5001), kind_prices={5001: Price(3000, min_msats=7000)})
+    same = replace(SMALL, kinds=(5050, 5001), kind_prices={5050: SMALL.price, 5001: SMALL.price})
+    announcement = announcement_now(CONFIG, (two, same), STATES, paused=False)
+    large, small = announcement.models
+    assert large.price == ModelPrice(2000)
+    assert large.kind_prices == ((5050, ModelPrice(2000)), (5001, ModelPrice(3000, min_msats=7000)))
+    assert small.kind_prices == ()
+    event = signed(drafts_now(CONFIG, announcement)[31990], PROVIDER)
+    assert parse_announcement(event).models == announcement.models
+    free = announcement_now(replace(CONFIG, free=True), (two,), STATES, paused=False)
+    assert free.models[0].kind_prices == () and free.models[0].free

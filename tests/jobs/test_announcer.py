@@ -357,3 +357,13 @@ async def test_it_runs_until_it_is_cancelled(desk: Desk) -> None:
         tasks.start_soon(desk.announcer.run)
         assert await desk.announcer.confirmation(5) == RELAY
         tasks.cancel_scope.cancel()
+
+
+async def test_a_price_that_was_changed_is_published_on_the_next_start(desk: Desk) -> None:
+    await desk.after(0)
+    desk.offers = (replace(OFFERS[0], kind_prices={5050: Price(1000, min_msats=9000)}), OFFERS[1])
+    desk.restart()
+    sent = await desk.after(60)
+    assert 31990 in kinds(sent)
+    price = desk.told.models[0].price
+    assert price is not None and price.min_msats == 9000

@@ -450,6 +450,19 @@ async def test_paid_after_it_was_void_is_owed_and_said(tmp_path: Path) -> None:
         await house.check_books()
 
 
+async def test_paid_after_it_was_void_and_told_by_nobody(tmp_path: Path) -> None:
+    world = World(tmp_path / "db")
+    world.cashier = replace(world.cashier, catch_up_s=0.01)
+    async with open_house(world) as house:
+        request = house.ask()
+        await house.invoiced(request.id)
+        world.clock.advance(700)
+        await house.reaches(request.id, Work.EXPIRED, Money.VOID)
+        await house.pay(request.id, push=False)
+        await house.reaches(request.id, Work.EXPIRED, Money.REFUND_DUE)
+        await house.check_books()
+
+
 async def test_paid_after_it_was_void_while_we_were_away(tmp_path: Path) -> None:
     world = World(tmp_path / "db")
     async with open_house(world) as house:

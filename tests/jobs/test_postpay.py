@@ -133,6 +133,16 @@ async def test_it_is_done_first_and_billed_what_it_used(tmp_path: Path) -> None:
         assert f"{USED_MSATS} msats" in world.relays.feedback(request.id, FeedbackStatus.SUCCESS)[0].info
 
 
+async def test_use_below_the_minimum_of_its_kind_is_billed_the_minimum(tmp_path: Path) -> None:
+    world = on_credit(tmp_path)
+    least = replace(METERED.price, min_msats=USED_MSATS + 3_000)
+    world.offers = (replace(METERED, price=Price(), kind_prices={5050: least}),)
+    async with open_house(world) as house:
+        request = house.ask()
+        await house.reaches(request.id, Work.DELIVERED, Money.INVOICED)
+        assert result_of(world, request).amount_msats == USED_MSATS + 3_000
+
+
 async def test_use_beyond_what_was_quoted_is_not_billed(tmp_path: Path) -> None:
     world = on_credit(tmp_path)
 

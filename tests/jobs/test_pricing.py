@@ -18,7 +18,7 @@ from pylon.nostr.nip90 import MAX_MONEY_MSATS, ErrorPrefix
 from tests.support.events import surrogate_texts, texts
 
 rates = st.integers(0, 5000) | st.integers(0, MAX_MONEY_MSATS)
-prices = st.builds(Price, rates, rates, rates)
+prices = st.builds(Price, rates, rates, rates, rates)
 counts = st.integers(0, 5000) | st.integers(0, 10**9)
 
 
@@ -37,6 +37,11 @@ counts = st.integers(0, 5000) | st.integers(0, 10**9)
         (Price(0, 1, 1), 500, 500, 1000),
         (Price(0, 1, 0), 10**6, 0, 1000),
         (Price(0, 1, 0), 10**6 + 1, 0, 2000),
+        (Price(min_msats=1), 0, 0, 1000),
+        (Price(1000, 100, 300, min_msats=5000), 2000, 1000, 5000),
+        (Price(1000, 100, 300, min_msats=1499), 2000, 1000, 2000),
+        # The minimum and the rest are rounded together, once.
+        (Price(900, 0, 0, min_msats=1001), 0, 0, 2000),
     ],
 )
 def test_prices(price: Price, input_tokens: int, output_tokens: int, amount_msats: int) -> None:
@@ -45,11 +50,12 @@ def test_prices(price: Price, input_tokens: int, output_tokens: int, amount_msat
 
 
 def exact(price: Price, input_tokens: int, output_tokens: int) -> Fraction:
-    return (
+    worked = (
         Fraction(price.base_msats)
         + Fraction(price.input_msats_per_1k * input_tokens, 1000)
         + Fraction(price.output_msats_per_1k * output_tokens, 1000)
     )
+    return max(worked, Fraction(price.min_msats))
 
 
 @given(prices, counts, counts)
@@ -60,6 +66,7 @@ def test_the_amount_is_whole_sats_and_less_than_one_above_the_exact_price(
     assert type(quoted.amount_msats) is int
     assert quoted.amount_msats % 1000 == 0
     assert 0 <= quoted.amount_msats - exact(price, input_tokens, output_tokens) < 1000
+    assert quoted.amount_msats >= price.min_msats
 
 
 @given(prices, counts, counts)
@@ -67,8 +74,9 @@ def test_the_lines_explain_the_amount_exactly(price: Price, input_tokens: int, o
     quoted = quote(price, input_tokens, output_tokens)
     assert sum(line.amount_microsats for line in quoted.lines) == quoted.amount_msats * 1000
     assert all(type(line.amount_microsats) is int and line.amount_microsats >= 0 for line in quoted.lines)
-    assert [line.label for line in quoted.lines] == ["base", "input", "output", "rounding to whole sats"]
-    assert [line.tokens for line in quoted.lines] == [None, input_tokens, output_tokens, None]
+    labels = ["base", "input", "output", "up to the minimum", "rounding to whole sats"]
+    assert [line.label for line in quoted.lines] == labels
+    assert [line.tokens for line in quoted.lines] == [None, input_tokens, output_tokens, None, None]
 
 
 @given(prices, counts, counts, st.integers(0, 10**6), st.sampled_from(dataclasses.fields(Price)))
@@ -83,7 +91,7 @@ def test_more_never_costs_less(
     assert quote(dearer, input_tokens, output_tokens).amount_msats >= amount_msats
 
 
-@pytest.mark.parametrize("name", ["base_msats", "input_msats_per_1k", "output_msats_per_1k"])
+@pytest.mark.parametrize("name", ["base_msats", "input_msats_per_1k", "output_msats_per_1k", "min_msats"])
 @pytest.mark.parametrize("value", [-1, MAX_MONEY_MSATS + 1])
 def test_a_price_out_of_range_is_refused_by_name(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}"):

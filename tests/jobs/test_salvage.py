@@ -437,11 +437,13 @@ async def test_refunds_that_may_have_been_paid_wait_for_an_order(store: Store) -
     await pay(store, text)
     await store.write(lambda tx: RECORDER.transact(tx, REQUEST.id, [facts.Deadline()], NOW))
 
+    rules = RefunderConfig(auto=True)
+
     async def allowed() -> bool:
-        case = await store.write(lambda tx: read_case(tx, REQUEST.id, 0))
+        case = await store.write(lambda tx: read_case(tx, REQUEST.id, rules, LATER))
         assert case is not None
         try:
-            permit(case, RefunderConfig(auto=True))
+            permit(case, rules)
         except Waits as why:
             assert "came from a backup" in str(why)
             return False

@@ -18,6 +18,7 @@ import anyio
 import pytest
 from sqlalchemy import create_engine
 
+from pylon.store import refunds
 from pylon.store.errors import Conflict, StaleVersion, StoreTooNew, StoreUnavailable
 from pylon.store.migrations import MIGRATIONS, migrate
 from pylon.store.records import (
@@ -30,6 +31,10 @@ from pylon.store.records import (
     OutboxItem,
     OutboxState,
     OutboxTopic,
+    Payee,
+    PayeeSource,
+    Refund,
+    RefundState,
     Settlement,
     Work,
 )
@@ -349,3 +354,67 @@ async def test_what_was_told_survives_a_kill(tmp_path: Path) -> None:
         assert stored >= told + 1
         last = await store.write(lambda tx: tx.attempts(job(stored - 1).id))
         assert len(last) == 1
+
+
+# --- refunds --------------------------------------------------------------------------------------------------
+
+
+def refund(number: int, **changes: object) -> Refund:
+    made = Refund(
+        own_id=f"own-{number}",
+        job_id=job(1).id,
+        amount_msats=1000,
+        created_at=100 + number,
+        destination="alice@pay.example",
+        bolt11=f"lnbc{number}",
+        payment_hash=f"{number:064x}",
+        expires_at=700,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+async def test_one_refund_of_a_job_is_under_way_and_no_invoice_is_used_twice(tmp_path: Path) -> None:
+    async with opened(tmp_path / "db") as store:
+        await store.write(lambda tx: tx.insert_job(job(1), "{}"))
+        first = await store.write(lambda tx: refunds.keep_refund(tx, refund(1)))
+        assert first == replace(refund(1), number=1, updated_at=101)
+        assert await store.write(lambda tx: refunds.committed_refund(tx, job(1).id)) == first
+        with pytest.raises(Conflict):
+            await store.write(lambda tx: refunds.keep_refund(tx, refund(2)))
+        ended = RefundState.FAILED
+        await store.write(lambda tx: refunds.end_refund(tx, "own-1", ended, fee_msats=0, reason="x", now=150))
+        with pytest.raises(Conflict):
+            await store.write(lambda tx: refunds.keep_refund(tx, refund(2, payment_hash=refund(1).payment_hash)))
+        assert (await store.write(lambda tx: refunds.keep_refund(tx, refund(2)))).number == 2
+
+
+async def test_a_day_counts_what_may_have_been_paid(tmp_path: Path) -> None:
+    states = (RefundState.PAID, RefundState.FAILED, RefundState.WRITTEN_OFF, RefundState.COMMITTED)
+    async with opened(tmp_path / "db") as store:
+        await store.write(lambda tx: tx.insert_job(job(1), "{}"))
+        for number, state in enumerate(states, 1):
+            row = refund(number, state=state, amount_msats=10**number, fee_msats=number == 1)
+            await store.write(lambda tx, row=row: refunds.keep_refund(tx, row))  # type: ignore[misc]
+        assert await store.write(lambda tx: refunds.spent_since(tx, 100, 7)) == 10 + 1 + 10_000 + 7
+        assert await store.write(lambda tx: refunds.spent_since(tx, 101, 7)) == 10_000 + 7
+        books = await store.write(lambda tx: tx.books())
+        assert (books.refunded_msats, books.refund_fees_msats, books.written_off_msats) == (10, 1, 1_000)
+
+
+async def test_the_newest_word_about_a_payee_counts(tmp_path: Path) -> None:
+    def said(name: str, at: int) -> Payee:
+        return Payee(job(1).id, f"{name}@pay.example", PayeeSource.CUSTOMER, at)
+
+    async with opened(tmp_path / "db") as store:
+        await store.write(lambda tx: tx.insert_job(job(1), "{}"))
+        assert await store.write(lambda tx: refunds.put_payee(tx, said("new", 20)))
+        assert not await store.write(lambda tx: refunds.put_payee(tx, said("old", 10)))
+        assert not await store.write(lambda tx: refunds.put_payee(tx, said("same", 20)))
+        await store.write(lambda tx: refunds.order(tx, job(1).id, "", 15))
+        payee = await store.write(lambda tx: refunds.payee(tx, job(1).id))
+        assert payee == replace(said("new", 20), ordered=True)
+        await store.write(lambda tx: refunds.drop_payee(tx, job(1).id, "another@pay.example"))
+        assert await store.write(lambda tx: refunds.payee(tx, job(1).id)) == payee
+        await store.write(lambda tx: refunds.drop_payee(tx, job(1).id, "new@pay.example"))
+        dropped = await store.write(lambda tx: refunds.payee(tx, job(1).id))
+        assert dropped is not None and (dropped.destination, dropped.ordered, dropped.said_at) == ("", False, 20)

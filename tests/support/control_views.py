@@ -27,6 +27,8 @@ from pylon.control.views import (
     ModelLine,
     NotFound,
     QueueLine,
+    RefundLine,
+    RefundView,
     RelayLine,
     StoreLine,
     ViewError,
@@ -80,6 +82,27 @@ JOBS = tuple(
     for number in (1, 2, 3)
 )
 TWIN = replace(JOBS[0], id=JOBS[0].id[:-2] + "ff")
+REFUND = RefundView(
+    job=JOBS[0].id,
+    customer=JOBS[0].customer,
+    money="refund_due",
+    due_msats=1_500,
+    reason=NASTY,
+    destination="alice@pay.example",
+    source="request",
+    waits=f"it is for you to order: pylon refunds pay {JOBS[0].id[:12]}",
+    payments=(
+        RefundLine(1, "failed", 1_500, 1_700_000_700, 0, "alice@pay.example", "ab" * 32, f"no route {NASTY}"),
+    ),
+)
+REFUNDED = replace(
+    REFUND,
+    job=JOBS[1].id,
+    money="refunded",
+    due_msats=0,
+    waits="",
+    payments=(RefundLine(1, "paid", 1_500, 1_700_000_700, 2, "alice@pay.example", "cd" * 32),),
+)
 ANNOUNCED = AnnouncementView("announced", ('{"kind":31990}',))
 PLAINTEXT = '{"content":"the secret prompt"}'
 
@@ -126,11 +149,30 @@ class FakeViews:
         self.cancelled.append(job.id)
         return replace(job, work="cancelled", money="refund_due", reason="cancelled by the operator")
 
-    async def earnings(self, since: int | None, by: str) -> EarningsView:
+    async def refunds(self, *, ended: bool = False) -> Sequence[RefundView]:
+        await self._trouble()
+        self.asked.append(("refunds", ended))
+        return [REFUND, REFUNDED] if ended else [REFUND]
+
+    async def pay_refund(self, id_or_prefix: str, to: str = "") -> RefundView:
+        await self._trouble()
+        job = self._find(id_or_prefix)
+        if to == "nobody":
+            raise ViewError("a refund goes to a lightning address or an invoice")
+        return replace(REFUNDED, job=job.id) if to else replace(REFUND, job=job.id, waits="the address is silent")
+
+    async def write_off(self, id_or_prefix: str, reason: str) -> RefundView:
+        await self._trouble()
+        self.asked.append(reason)
+        return replace(REFUND, job=self._find(id_or_prefix).id, money="written_off", due_msats=0)
+
+    async def earnings(
+        self, since: int | None, by: str, *, until: int | None = None, local: bool = False
+    ) -> EarningsView:
         await self._trouble()
         self.asked.append((since, by))
         rows = (EarningsRow(NASTY, 2, STATUS.books),) if by != EarningsBy.TOTAL else ()
-        return EarningsView(EarningsBy(by), 2, STATUS.books, since, rows)
+        return EarningsView(EarningsBy(by), 2, STATUS.books, since, rows, until)
 
     def announcement(self) -> AnnouncementView:
         return ANNOUNCED

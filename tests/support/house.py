@@ -221,7 +221,8 @@ class House:
         """What memory says is what the database says, and both add up to what the wallet received."""
         stored = await self.read(lambda tx: tx.books())
         assert self.engine.books == stored
-        assert stored.received_msats == stored.earned_msats + stored.owed_msats
+        given_back = stored.refunded_msats + stored.written_off_msats
+        assert stored.received_msats == stored.earned_msats + stored.owed_msats + given_back
 
     # --- what goes on ---------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 LIMIT_S = 30.0
 
@@ -48,11 +49,17 @@ class Terminal:
 
 
 @contextmanager
-def at_terminal(*arguments: str) -> Iterator[Terminal]:
-    """Run `pylon` with these arguments at a terminal, with our environment."""
+def at_terminal(*arguments: str, home: Path | None = None) -> Iterator[Terminal]:
+    """Run `pylon` with these arguments at a terminal, with our environment, on a home if one is given."""
+    environ = {**os.environ, **({} if home is None else {"PYLON_HOME": str(home)})}
     ours, its = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pylon", *arguments], stdin=its, stdout=its, stderr=its, start_new_session=True
+        [sys.executable, "-m", "pylon", *arguments],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        env=environ,
+        start_new_session=True,
     )
     os.close(its)
     try:
@@ -61,3 +68,12 @@ def at_terminal(*arguments: str) -> Iterator[Terminal]:
         process.kill()
         process.wait()
         os.close(ours)
+
+
+def at_a_terminal(words: list[str], home: Path, prompt: str, answer: str) -> tuple[int, str]:
+    """Run `pylon WORDS` at a terminal, answer its prompt, and return exit code and everything shown."""
+    with at_terminal(*words, home=home) as terminal:
+        if prompt:
+            terminal.until(prompt)
+            terminal.type(answer)
+        return terminal.ended(), terminal.seen.decode()

@@ -39,7 +39,9 @@ def test_the_wallet_of_the_settings() -> None:
 
 
 def test_without_its_connection_it_says_where_that_comes_from() -> None:
-    with pytest.raises(SettingsError, match="PYLON_WALLET_URI, or a systemd credential named wallet_uri"):
+    with pytest.raises(
+        SettingsError, match="pylon wallet connect, PYLON_WALLET_URI, or a systemd credential wallet_uri"
+    ):
         assembly.make_wallet(settings(), FakeClock())
 
 

@@ -305,6 +305,17 @@ async def test_the_limited_password_sells_and_does_not_pay(server: PhoenixdStand
     assert wallet.state().ready
 
 
+async def test_whether_it_may_pay_stays_open_where_the_server_does_not_say(server: PhoenixdStandIn) -> None:
+    server.routes["/payinvoice"] = always(PlainTextResponse("boom", 500))
+    wallet = server.wallet()
+    async with wallet.running():
+        unclear = await wallet.check()
+        del server.routes["/payinvoice"]
+        clear = await wallet.check()
+    assert unclear.ready and WalletAbility.PAY not in unclear.abilities
+    assert clear.ready and WalletAbility.PAY in clear.abilities
+
+
 # --- what goes wrong ------------------------------------------------------------------------------------------
 
 
