@@ -36,7 +36,7 @@ _MESSAGE_TOO_BIG: Final = 1009
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _silent = logging.getLogger("pylon.relays.websockets")
-_silent.disabled = True
+_silent.setLevel(logging.CRITICAL + 1)
 
 
 def _nothing() -> None:

@@ -24,6 +24,7 @@ MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 MAX_LINE_BYTES: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 64
 MAX_PAUSE_S: Final = 120.0
+_MIN_SECRET: Final = 8  # a shorter one would be found in words that mean nothing
 
 _UNSENT: Final = (
     httpx.ConnectError,
@@ -60,6 +61,7 @@ class WalletHttp:
         self._url = url
         self._key_header = key_header or "Authorization"
         self._key = token if key_header else authorization or f"Bearer {token}"
+        self._secrets = (token, self._key.rpartition(" ")[2])
         self._timeout_s = timeout_s
         self._uds = uds
         self._client: httpx.AsyncClient | None = None
@@ -122,7 +124,7 @@ class WalletHttp:
                 async with self._open().stream(
                     method, path, params=params, json=body, data=form, headers=headers
                 ) as response:
-                    raw = await _read(response)
+                    raw = await self._read(response, key)
         except _UNSENT as error:
             raise WalletUnavailable(f"{self._label} cannot be reached: {_why(error)}") from error
         except (httpx.HTTPError, TimeoutError, _TooLong) as error:
@@ -140,7 +142,7 @@ class WalletHttp:
         try:
             async with self._open().stream("GET", path, timeout=self._timeout(silence_s)) as response:
                 if response.status_code != httpx.codes.OK:
-                    self._parse(response.status_code, await _read(response), mutating=False)
+                    self._parse(response.status_code, await self._read(response), mutating=False)
                     raise self.unclear(f"answered {response.status_code}", mutating=False)
                 rest = b""
                 async with aclosing(_chunks(response)) as chunks:
@@ -176,6 +178,14 @@ class WalletHttp:
         if not isinstance(value, dict):
             raise self.unclear("answered something that is not a JSON object", mutating=mutating)
         return value
+
+    async def _read(self, response: httpx.Response, key: str = "") -> bytes:
+        """Return the body, without our own secrets in it: what a wallet says ends up in errors and on screens."""
+        raw = await _read(response)
+        for secret in (*self._secrets, key):
+            if len(secret) >= _MIN_SECRET:
+                raw = raw.replace(secret.encode(), b"[token]")
+        return raw
 
     def _open(self) -> httpx.AsyncClient:
         if self._client is None:

@@ -18,7 +18,7 @@ MAX_MESSAGE_BYTES: Final = 256 * 1024
 PING_S: Final = 10.0
 
 _silent = logging.getLogger("pylon.wallets.websockets")
-_silent.disabled = True  # it would hold the token
+_silent.setLevel(logging.CRITICAL + 1)  # it would hold the token; `disabled` is undone by any dictConfig()
 
 
 class _Connect(connect):

@@ -181,6 +181,18 @@ async def test_a_refusal_is_told_without_its_escape_codes() -> None:
             assert len(said) < 300
 
 
+@pytest.mark.parametrize("status", ["400 Bad Request", "401 Unauthorized"])
+async def test_a_refusal_that_repeats_our_token_is_told_without_it(status: str) -> None:
+    body = json.dumps({"error": "we do not know Bearer secret-token"}).encode()
+    async with answering(response(body, status)) as url:
+        client = client_of(url)
+        async with client.running():
+            with pytest.raises(WalletError) as caught:
+                await client.create_invoice(ORDER)
+            assert "we do not know Bearer [token]" in str(caught.value)
+            assert "secret-token" not in f"{client.state()} {caught.value!r}"
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"error": 5}', b"<html>"])
 async def test_a_refusal_without_a_sentence_names_its_status(body: bytes) -> None:
     async with answering(response(body, "418 Teapot")) as url:
