@@ -249,7 +249,7 @@ ATTACKS: Final[dict[str, Maker]] = {
     "empty-frames": endless(frame(b"")),
     "pings": endless(b"\x89\x00"),
     "notices": endless(message("NOTICE", "\x1b]0;pwned\x07 hear me")),
-    "invalid-signatures": events(lambda _: unsigned_requests(INVALID_SIGNATURES)),
+    "invalid-signatures": events(lambda _: unsigned_requests(INVALID_SIGNATURES), repeat=True),
     "duplicates": events(
         lambda _: signed_requests(1, SecretKey.generate().public_hex, int(time.time())), repeat=True
     ),
