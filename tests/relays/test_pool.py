@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
+from websockets.utils import accept_key
 
 from pylon.net.urls import DialRefused
 from pylon.nostr.event import Draft, Event
@@ -535,6 +537,28 @@ class FaultyOnce(Heard):
         if len(self.events) == 1:
             raise RuntimeError("a bug")
         return None
+
+
+async def test_compression_that_was_not_offered_is_not_agreed_to() -> None:
+    async def agree(stream: SocketStream) -> None:
+        async with stream:
+            (key,) = re.findall(rb"Sec-WebSocket-Key: (\S+)", await stream.receive())
+            head = (
+                f"Sec-WebSocket-Accept: {accept_key(key.decode())}\r\nSec-WebSocket-Extensions: permessage-deflate"
+            )
+            upgrade = "Upgrade: websocket\r\nConnection: Upgrade"
+            await stream.send(f"HTTP/1.1 101 Switching Protocols\r\n{upgrade}\r\n{head}\r\n\r\n".encode())
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                await stream.receive()
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, agree)
+        url = f"ws://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+        async with running_pool(url, **PATIENT) as run:
+            await until(lambda: run.state.status is RelayStatus.BACKOFF)
+            assert "extension" in run.state.last_error
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_fault_of_ours_in_the_sink_costs_only_that_connection() -> None:
