@@ -81,7 +81,8 @@ class Patience:
         self._at = 0.0
 
     def spend(self, cost_s: float, now: float) -> None:
-        """Note what something of no use has cost."""
+        """Note what something of no use has cost; at most `burst_s`, since a process may be halted meanwhile."""
+        cost_s = min(cost_s, self._burst_s)
         self._spent_s = max(0.0, self._spent_s - max(0.0, now - self._at) * self._share) + cost_s
         self._at = now
 

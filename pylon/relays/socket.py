@@ -106,8 +106,8 @@ class RelaySocket(ClientConnection):
             self._parse()
 
     def eof_received(self) -> None:
-        """Take apart what came before the end."""
-        while self._unparsed:
+        """Take apart what came before the end; what nobody would read soon is left."""
+        while self._unparsed and not self._full:
             self._parse_piece()
         super().eof_received()
 

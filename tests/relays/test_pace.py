@@ -122,6 +122,13 @@ def test_what_is_of_no_use_gets_its_share_of_the_time_and_no_more() -> None:
     assert spent_s == pytest.approx(0.1 * 60 + 0.05, rel=0.02)
 
 
+def test_a_halt_of_the_process_is_not_held_against_the_relay() -> None:
+    patience = Patience(0.1, 0.05)
+    patience.spend(3600.0, 5000.0)
+    patience.spend(0.001, 5000.0)
+    assert patience.pause_s(5000.0) == pytest.approx(0.01)
+
+
 def test_a_burst_of_no_use_is_borne_and_forgotten() -> None:
     patience = Patience(0.1, 0.05)
     for number in range(50):
