@@ -266,7 +266,8 @@ _NOT_READY = frozenset({BackendHealth.UNKNOWN, BackendHealth.LOADING, BackendHea
 
 def _relay_line(state: RelayState) -> RelayLine:
     refused = [each.detail for each in state.subscriptions if each.detail]
-    detail = state.last_error if state.status is not RelayStatus.CONNECTED else "; ".join(refused)
+    troubles = [state.trouble, *refused] if state.trouble else refused
+    detail = state.last_error if state.status is not RelayStatus.CONNECTED else "; ".join(troubles)
     return RelayLine(
         url=state.url,
         status=state.status.value,

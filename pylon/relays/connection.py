@@ -19,8 +19,8 @@ from websockets.exceptions import ConnectionClosed
 from pylon.jobs.ports import Clock, EventSink
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import ClosedMessage, EoseMessage, EventMessage, Filter
-from pylon.relays.answers import Answer
-from pylon.relays.pace import RelayPace
+from pylon.relays.answers import Answer, Verdict
+from pylon.relays.pace import Patience, RelayPace
 from pylon.relays.session import Heard, Session
 from pylon.relays.socket import RelaySocket, canonical_url, describe, is_refusal
 from pylon.relays.state import Counters, PoolConfig, RelayState, RelayStatus
@@ -31,6 +31,11 @@ BURST: Final = 64
 USEFUL_ACCEPTED: Final = 100
 """A connection on which this many events were accepted was no failure, however short."""
 
+TROUBLE_SHOWN_S: Final = 60.0
+"""How long the status tells that a relay was read slowly, or has refused an event."""
+
+_SLICE_S: Final = 0.003
+_LEAST_PAUSE_S: Final = 0.005
 _FLUSH_BYTES: Final = 64 * 1024
 _CLOSE_S: Final = 1.5
 
@@ -98,6 +103,9 @@ class Relay:
         self._pace = None
         if config.messages_per_s or config.subscriptions_per_minute:
             self._pace = RelayPace(config.messages_per_s, config.subscriptions_per_minute, config.publish_timeout_s)
+        self._patience = Patience(config.useless_share, config.useless_burst_s)  # over all of its connections
+        self._slowed, self._slowed_at = "", 0.0
+        self._refusal, self._refused_at = "", 0.0
         self._status = RelayStatus.STOPPED
         self._status_since = clock()
         self._last_error = ""
@@ -163,8 +171,6 @@ class Relay:
         stalled_since = socket.stalled_since
         if stalled_since is not None and now - stalled_since > self._config.stall_timeout_s:
             self._end("slow: the relay does not read what we send")
-        elif session.hopeless:
-            self._end("too many frames that mean nothing")
         elif session.throttled:
             self._end("slow: the relay answers ever later since it refused an event")
         self._wake()
@@ -178,6 +184,7 @@ class Relay:
             status=self._status,
             since=self._status_since,
             last_error=(session.auth_error if session is not None else "") or self._last_error,
+            trouble=self._trouble() if session is not None else "",
             authenticated=session is not None and session.authenticated,
             subscriptions=session.subscriptions() if session is not None else (),
             received=counters.received,
@@ -218,7 +225,7 @@ class Relay:
         try:
             await self._serve(socket)
         except ConnectionClosed as error:
-            raise ConnectionError(self._end_reason or describe(error)) from error
+            raise ConnectionError(self._end_reason or socket.fault or describe(error)) from error
         except BaseException:  # cancelled, or a fault of ours: the relay deserves a farewell, but not our time
             with anyio.move_on_after(_CLOSE_S, shield=True):
                 await socket.close()
@@ -259,24 +266,44 @@ class Relay:
         loop = asyncio.get_running_loop()
         while True:
             frames = await socket.receive(BURST)
-            self._last_heard = now = loop.time()
+            turn_at = self._last_heard = now = loop.time()
+            parsed_s = socket.take_spent_s() / len(frames)
             for frame in frames:
                 heard = session.receive(frame, now)
-                if heard is not None:
-                    self._hear(heard)
+                useless = session.useless if heard is None else self._hear(heard)
+                before, now = now, loop.time()
+                pause_s = self._bear(useless, parsed_s + now - before, now) if useless else 0.0
+                if session.hopeless:
+                    self._end(f"too many frames that mean nothing ({session.nonsense})")
+                    break
+                if pause_s >= _LEAST_PAUSE_S or now - turn_at > _SLICE_S:
+                    self._wake()
+                    await asyncio.sleep(pause_s)
+                    turn_at = now = loop.time()
             if session.has_output:
                 self._wake()
             if len(frames) == BURST:
                 await asyncio.sleep(0)
 
-    def _hear(self, heard: Heard) -> None:
+    def _bear(self, why: str, cost_s: float, now: float) -> float:
+        """Return how many seconds to read no further after a frame of no use: they may take a share of our time."""
+        self._patience.spend(cost_s, now)
+        pause_s = self._patience.pause_s(now)
+        if pause_s >= _LEAST_PAUSE_S:
+            self._slowed, self._slowed_at = why, now
+        return pause_s
+
+    def _hear(self, heard: Heard) -> str:
+        """Hand on what was heard; returns why it is of no use, empty when it is."""
         match heard:
             case EventMessage():
-                if self._sink is not None:
-                    reason = self._sink.offer(heard.event, self.url)
-                    if reason is not None:
-                        self.counters.drop(reason)
+                reason = self._sink.offer(heard.event, self.url) if self._sink is not None else None
+                if reason is not None:
+                    self.counters.drop(reason)
+                    return reason
             case Answer():
+                if not heard.verdict.confirms and heard.verdict is not Verdict.NO_ANSWER:
+                    self._refusal, self._refused_at = heard.text or heard.verdict.value, _now()
                 self._listener.answered(self.canonical, heard)
             case EoseMessage():
                 self._caught_up.add(heard.subscription)
@@ -285,6 +312,7 @@ class Relay:
                 self._remember(heard.subscription)
                 self._caught_up.discard(heard.subscription)
                 self._changed()
+        return ""
 
     # --- inside -----------------------------------------------------------------------------------------------
 
@@ -301,6 +329,15 @@ class Relay:
             if not frames:
                 return
             socket.write_texts(frames)
+
+    def _trouble(self) -> str:
+        """Return what is wrong with a relay that is connected."""
+        since = _now() - TROUBLE_SHOWN_S
+        if self._slowed and self._slowed_at > since:
+            return f"read slowly: it sends too much that is of no use ({self._slowed})"
+        if self._last_error and not self._lasted():
+            return f"ended before: {self._last_error}"
+        return f"refused an event: {self._refusal}" if self._refusal and self._refused_at > since else ""
 
     def _end(self, why: str) -> None:
         self._end_reason = why

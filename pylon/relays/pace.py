@@ -1,4 +1,4 @@
-"""How fast a relay is written to: within what public relays allow, whatever we have to say."""
+"""How fast a relay is written to, within what public relays allow; and how fast one that sends rubbish is read."""
 
 from __future__ import annotations
 
@@ -65,3 +65,28 @@ class RelayPace:
         if self._subscriptions is not None and not self._subscriptions.take(now):
             return False
         return self.message(now)
+
+
+class Patience:
+    """How much time a relay may cost with what is of no use: `burst_s` at once, in the long run a `share` of it.
+
+    Time-based, since a signature that is wrong costs a hundred times what a frame of rubbish does. `now` is any
+    monotonic clock in seconds.
+    """
+
+    def __init__(self, share: float, burst_s: float) -> None:
+        self._share = share
+        self._burst_s = burst_s
+        self._spent_s = 0.0
+        self._at = 0.0
+
+    def spend(self, cost_s: float, now: float) -> None:
+        """Note what something of no use has cost; at most `burst_s`, since a process may be halted meanwhile."""
+        cost_s = min(cost_s, self._burst_s)
+        self._spent_s = max(0.0, self._spent_s - max(0.0, now - self._at) * self._share) + cost_s
+        self._at = now
+
+    def pause_s(self, now: float) -> float:
+        """Return how long nothing more should be read."""
+        spent_s = self._spent_s - max(0.0, now - self._at) * self._share
+        return max(0.0, spent_s - self._burst_s) / self._share

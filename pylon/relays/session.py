@@ -12,7 +12,7 @@ Longer than other files: subscriptions, publishes and AUTH wait for each other, 
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -43,6 +43,9 @@ from pylon.relays.state import Counters, PoolConfig, SubscriptionState, Subscrip
 from pylon.text import printable
 
 MAX_AUTHS: Final = 8
+DATE_SLACK_S: Final = 3600
+"""How much older than what was asked for an event may be: not every relay applies `since` to what comes in now."""
+
 RESUBSCRIBE_MIN_S: Final = 5.0
 RESUBSCRIBE_MAX_S: Final = 300.0
 
@@ -79,6 +82,11 @@ class _Subscription:
     retry_at: float = 0.0
     detail: str = ""
 
+    @property
+    def since(self) -> int:
+        """The date before which nothing was asked for, unix seconds."""
+        return min((each.get("since", 0) for each in self.filters), default=0)
+
 
 class Session:
     """One connection's protocol state. Nothing in it raises on anything a relay sends."""
@@ -103,6 +111,7 @@ class Session:
         self.url = url
         self.counters = counters if counters is not None else Counters()
         self.auth_error = ""
+        self.useless = ""  # why the last frame was of no use, empty when it was of some
         self._config = config
         self._key = key
         self._clock = clock
@@ -125,6 +134,7 @@ class Session:
         self._nameless = 0  # refusals without an id
         self._too_late = False
         self._bad = 0.0
+        self._nonsense: Counter[str] = Counter()  # by words of ours
         self._ticked_at: float | None = None
 
     # --- what we want -----------------------------------------------------------------------------------------
@@ -209,15 +219,12 @@ class Session:
 
     def receive(self, frame: str | bytes, now: float) -> Heard | None:
         """Return what a frame says to those outside, or None when it ended here (and was counted)."""
+        self.useless = ""
         message = self._parse(frame)
         heard: Heard | None = None
         match message:
             case EventMessage():
-                if message.subscription in self._subscriptions:
-                    self.counters.received += 1
-                    heard = message
-                else:
-                    self.counters.drop("unknown-subscription")
+                heard = self._on_event(message)
             case OkMessage():
                 heard = self._on_ok(message, now)
             case EoseMessage():
@@ -226,10 +233,13 @@ class Session:
                 heard = self._on_closed(message, now)
             case NoticeMessage():
                 self.counters.last_notice = printable(message.text)
+                self.useless = "notice"
             case AuthMessage():
+                self.useless = "challenge"
                 self._on_challenge(message.challenge, now)
         if heard is None and self._guest:
             self._bad += 1
+            self._nonsense[self.useless or "unasked"] += 1
         return heard
 
     def tick(self, now: float) -> list[Answer]:
@@ -262,6 +272,11 @@ class Session:
     def hopeless(self) -> bool:
         """Whether the relay sent so many frames that mean nothing that the connection should end."""
         return self._bad > self._config.max_bad_frames
+
+    @property
+    def nonsense(self) -> str:
+        """What the frames that mean nothing mostly were, in a word."""
+        return max(self._nonsense, key=lambda reason: self._nonsense[reason], default="")
 
     @property
     def throttled(self) -> bool:
@@ -302,15 +317,31 @@ class Session:
                     return parse_relay_message(frame)
                 except BadMessage as error:
                     reason = error.reason
-        self.counters.drop(reason)
-        if reason not in _STRANGERS_FAULTS:
-            self._bad += 1
+        self._drop(reason, held_against_it=reason not in _STRANGERS_FAULTS)
         return None
+
+    def _drop(self, reason: str, *, held_against_it: bool = False) -> None:
+        self.useless = reason
+        self.counters.drop(reason)
+        if held_against_it:
+            self._bad += 1
+            self._nonsense[reason] += 1
 
     def _give_up(self, event_id: str, verdict: Verdict, text: str) -> Answer:
         del self._unanswered[event_id]
         self._parked.pop(event_id, None)
         return Answer(event_id, verdict, text)
+
+    def _on_event(self, message: EventMessage) -> EventMessage | None:
+        subscription = self._subscriptions.get(message.subscription)
+        if subscription is None:
+            self._drop("unknown-subscription")
+            return None
+        self.counters.received += 1
+        if message.event.created_at < subscription.since - DATE_SLACK_S:
+            self._drop("before-since")  # checking its signature would be the dearer part
+            return None
+        return message
 
     def _on_ok(self, message: OkMessage, now: float) -> Answer | None:
         event_id = message.event_id
@@ -322,7 +353,7 @@ class Session:
         event_id = self._order.whose(message, auth_open=self._auth is _Auth.SENT)
         unanswered = self._unanswered.get(event_id)
         if unanswered is None:
-            self.counters.drop("unknown-ok" if event_id else "empty-ok")
+            self._drop("unknown-ok" if event_id else "empty-ok")
             return None
         verdict = read_verdict(message)
         text = printable(message.text)
@@ -340,18 +371,24 @@ class Session:
     def _on_eose(self, message: EoseMessage) -> EoseMessage | None:
         subscription = self._subscriptions.get(message.subscription)
         if subscription is None:
-            self.counters.drop("unknown-subscription")
+            self._drop("unknown-subscription")
             return None
-        if subscription.status is SubscriptionStatus.WAITING:
-            subscription.status = SubscriptionStatus.LIVE
-            subscription.detail = ""
+        if subscription.status is not SubscriptionStatus.WAITING:
+            self._drop("repeated-eose", held_against_it=True)
+            return None
+        subscription.status = SubscriptionStatus.LIVE
+        subscription.detail = ""
         return message
 
     def _on_closed(self, message: ClosedMessage, now: float) -> ClosedMessage | None:
         name = message.subscription
         subscription = self._subscriptions.get(name)
-        if subscription is None:
-            return None  # the relay's answer to our CLOSE, or about nothing of ours
+        if subscription is None:  # the relay's answer to our CLOSE, or about nothing of ours
+            self._drop("unknown-closed", held_against_it=True)
+            return None
+        if subscription.status in _ENDED:
+            self._drop("repeated-closed", held_against_it=True)
+            return None
         subscription.detail = printable(message.text) or "closed by the relay"
         pause_s = min(RESUBSCRIBE_MAX_S, RESUBSCRIBE_MIN_S * 2.0 ** min(subscription.tries, 16))
         subscription.tries += 1
@@ -390,13 +427,13 @@ class Session:
     def _authenticate(self, now: float) -> None:
         challenge, self._challenge = self._challenge, ""
         if self._key is None or self._auths_left <= 0:
-            self.counters.drop("auth-unanswered")
+            self._drop("auth-unanswered", held_against_it=True)
             return
         self._auths_left -= 1
         try:
             event = auth_draft(self.url, challenge).sign(self._key, int(self._clock()))
         except BadEvent:
-            self.counters.drop("auth-unanswered")
+            self._drop("auth-unanswered", held_against_it=True)
             return
         self._auth = _Auth.SENT
         self._auth_id = event.id

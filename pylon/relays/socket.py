@@ -31,7 +31,11 @@ _CLOSE_TIMEOUT_S: Final = 1.0
 _WRITE_HIGH_BYTES: Final = 256 * 1024
 _READ_HIGH_MESSAGES: Final = 64
 _READ_LOW_MESSAGES: Final = 16
+_READ_HIGH_CHARS: Final = 256 * 1024
 _MAX_FRAGMENTS: Final = 1024
+_PIECE_BYTES: Final = 4096
+_CONTROL_FRAMES: Final = 100  # so many pings and pongs at once, and
+_CONTROL_FRAMES_PER_S: Final = 10.0
 _MESSAGE_TOO_BIG: Final = 1009
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -53,10 +57,18 @@ class RelaySocket(ClientConnection):
         super().__init__(*args, **kwargs)
         self.stalled_since: float | None = None
         self.on_room: Callable[[], None] = _nothing
+        self.fault = ""  # why we broke the connection off
+        self._spent_s = 0.0
+        self._unparsed = bytearray()
+        self._parsing = False  # the next piece has its turn of the loop
+        self._control = 0.0
+        self._control_at = self.loop.time()
         self._arrived: deque[str | bytes] = deque()
         self._fragments: list[Frame] = []
         self._reader: asyncio.Future[None] | None = None
         self._reading = True
+        self._full = False
+        self._arrived_size = 0  # in characters and bytes
         self._aborted = False
 
     # --- reading ----------------------------------------------------------------------------------------------
@@ -76,15 +88,61 @@ class RelaySocket(ClientConnection):
             finally:
                 self._reader = None
         messages = [self._arrived.popleft() for _ in range(min(at_most, len(self._arrived)))]
-        if not self._reading and len(self._arrived) <= _READ_LOW_MESSAGES:
-            self._reading = True
-            self.transport.resume_reading()
+        self._arrived_size -= sum(map(len, messages))
+        if self._full and len(self._arrived) <= _READ_LOW_MESSAGES and self._arrived_size <= _READ_HIGH_CHARS:
+            self._full = False
+            self._go_on()
         return messages
+
+    def take_spent_s(self) -> float:
+        """Return how long the loop was kept by taking frames apart, since this was last asked."""
+        spent_s, self._spent_s = self._spent_s, 0.0
+        return spent_s
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes apart, a piece in a turn of the loop: what comes at once may be 100,000 tiny frames."""
+        self._unparsed += data
+        if not self._parsing:
+            self._parse()
+
+    def eof_received(self) -> None:
+        """Take apart what came before the end; what nobody would read soon is left."""
+        while self._unparsed and not self._full:
+            self._parse_piece()
+        super().eof_received()
+
+    def _parse(self) -> None:
+        self._parsing = False
+        if self._unparsed and not self._full:
+            self._parse_piece()
+            self._go_on()
+
+    def _parse_piece(self) -> None:
+        started_at = self.loop.time()
+        piece = bytes(self._unparsed[:_PIECE_BYTES])
+        del self._unparsed[:_PIECE_BYTES]
+        super().data_received(piece)
+        self._spent_s += self.loop.time() - started_at
+
+    def _go_on(self) -> None:
+        """See to it that the next piece is parsed, or that more is read; or neither, while messages wait."""
+        if self._unparsed and not self._full and not self._parsing:
+            self._parsing = True
+            self.loop.call_soon(self._parse)
+        wanted = not self._unparsed and not self._full
+        if wanted is not self._reading:
+            self._reading = wanted
+            if wanted:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
 
     def process_event(self, event: Event) -> None:
         """Keep a message that is complete; leave everything else to websockets."""
         if not isinstance(event, Frame) or event.opcode not in DATA_OPCODES:
             super().process_event(event)
+            if isinstance(event, Frame) and event.opcode is not Opcode.CLOSE:
+                self._count_control()
             return
         if self._aborted:
             return  # what came in the same piece as the fault
@@ -94,20 +152,29 @@ class RelaySocket(ClientConnection):
             self._fragments.append(event)
             if not event.fin:
                 if len(self._fragments) >= _MAX_FRAGMENTS:
-                    self.abort()
+                    self.abort("a message came in too many pieces")
                 return
             opcode, data = self._fragments[0].opcode, b"".join(each.data for each in self._fragments)
             self._fragments.clear()
-        self._arrived.append(_text_or_bytes(data) if opcode is Opcode.TEXT else bytes(data))
-        if len(self._arrived) > _READ_HIGH_MESSAGES and self._reading:
-            self._reading = False
-            self.transport.pause_reading()
+        message = _text_or_bytes(data) if opcode is Opcode.TEXT else bytes(data)
+        self._arrived.append(message)
+        self._arrived_size += len(message)
+        self._full = len(self._arrived) > _READ_HIGH_MESSAGES or self._arrived_size > _READ_HIGH_CHARS
         self._wake_reader()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let the reader know that nothing more comes."""
+        self._unparsed.clear()
         super().connection_lost(exc)
         self._wake_reader()
+
+    def _count_control(self) -> None:
+        """Bound pings: each is answered, even where nobody reads the answers."""
+        now = self.loop.time()
+        self._control = max(0.0, self._control - (now - self._control_at) * _CONTROL_FRAMES_PER_S) + 1
+        self._control_at = now
+        if self._control > _CONTROL_FRAMES:
+            self.abort("too many pings")
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -137,9 +204,13 @@ class RelaySocket(ClientConnection):
             self.protocol.send_text(frame)
         self.transport.write(b"".join(self.protocol.data_to_send()))
 
-    def abort(self) -> None:
-        """Drop the connection without a farewell; `receive` raises."""
+    def abort(self, why: str = "") -> None:
+        """Drop the connection without a farewell, and what was not read of it; `receive` raises."""
+        self.fault = self.fault or why
         self._aborted = True
+        self._unparsed.clear()
+        self._arrived.clear()
+        self._arrived_size = 0
         self.transport.abort()
 
 

@@ -21,6 +21,8 @@ class PoolConfig:
     max_frame_bytes: int = 512 * 1024  # a larger frame is dropped and counted
     hard_frame_bytes: int = 4 * 1024 * 1024  # a larger frame ends the connection
     max_bad_frames: int = 100  # more frames that mean nothing, beyond one a second, end the connection
+    useless_share: float = 0.1  # of the time, at most, one relay's frames of no use are worked on
+    useless_burst_s: float = 0.05  # how long they may be before that, at once
     overlap_s: int = 60  # how far before "last known good" a restored subscription starts
     publish_timeout_s: float = 10.0  # how long one send waits for its OK
     auth_wait_s: float = 1.0  # how long an AUTH waits for its OK: some relays send none
@@ -77,6 +79,7 @@ class RelayState:
     status: RelayStatus
     since: float  # unix seconds of the last change of status
     last_error: str = ""
+    trouble: str = ""  # of a relay that is connected: why it is read slowly, or what ended its last connection
     authenticated: bool = False
     subscriptions: tuple[SubscriptionState, ...] = ()
     received: int = 0  # events

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pylon.nostr.event import Draft
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import event_frame
-from pylon.relays.pace import Pace, RelayPace
+from pylon.relays.pace import Pace, Patience, RelayPace
 from pylon.relays.session import Session
 from pylon.relays.state import PoolConfig
 
@@ -111,3 +111,29 @@ def test_without_a_limit_everything_goes_at_once() -> None:
         session.subscribe(str(number), [{"kinds": [1]}])
         assert publish(session, number)
     assert len(session.take(BUDGET, 0.0)) == 1000
+
+
+def test_what_is_of_no_use_gets_its_share_of_the_time_and_no_more() -> None:
+    patience, now, spent_s = Patience(0.1, 0.05), 1000.0, 0.0
+    while now < 1060.0:
+        patience.spend(0.001, now)
+        spent_s += 0.001
+        now += 0.001 + patience.pause_s(now + 0.001)
+    assert spent_s == pytest.approx(0.1 * 60 + 0.05, rel=0.02)
+
+
+def test_a_halt_of_the_process_is_not_held_against_the_relay() -> None:
+    patience = Patience(0.1, 0.05)
+    patience.spend(3600.0, 5000.0)
+    patience.spend(0.001, 5000.0)
+    assert patience.pause_s(5000.0) == pytest.approx(0.01)
+
+
+def test_a_burst_of_no_use_is_borne_and_forgotten() -> None:
+    patience = Patience(0.1, 0.05)
+    for number in range(50):
+        patience.spend(0.001, 1000.0 + number / 1000)
+    assert patience.pause_s(1000.05) == 0.0
+    patience.spend(0.05, 1000.05)
+    assert patience.pause_s(1000.05) > 0.0
+    assert patience.pause_s(1002.0) == 0.0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
+from websockets.utils import accept_key
 
 from pylon.net.urls import DialRefused
 from pylon.nostr.event import Draft, Event
@@ -360,6 +362,7 @@ async def test_a_large_frame_is_dropped_and_a_huge_one_ends_the_connection() -> 
 
 async def test_rubbish_is_counted_and_too_much_of_it_ends_the_connection() -> None:
     async def script(peer: Peer) -> None:
+        await peer.socket.send("rubbish")
         for _ in range(30):
             await peer.socket.send("rubbish")
             await peer.socket.send(b"\x00\x01")
@@ -367,9 +370,77 @@ async def test_rubbish_is_counted_and_too_much_of_it_ends_the_connection() -> No
 
     async with scripted_relay(script) as relay, running_pool(relay.url, max_bad_frames=50) as run:
         await until(lambda: relay.connections >= 2)
-        assert run.state.last_error == "too many frames that mean nothing"
-        assert run.state.dropped["not-json"] >= 30
-        assert run.state.dropped["binary"] >= 30
+        assert run.state.last_error == "too many frames that mean nothing (not-json)"
+        # It ends with the first frame too many, not with what came along with it.
+        assert run.state.dropped["not-json"] + run.state.dropped["binary"] <= 52 * relay.connections
+        assert run.state.dropped["binary"] >= 25
+
+
+async def test_a_relay_whose_frames_are_of_no_use_is_read_slowly_and_the_state_says_so() -> None:
+    useless = f'["EVENT","requests",{event("seen before").to_json()}]'
+
+    async def flood(peer: Peer) -> None:
+        await peer.get("REQ")
+        await peer.send("EOSE", "requests")
+        while True:
+            await peer.socket.send(useless)
+
+    async with (
+        scripted_relay(flood) as bad,
+        running_pool(bad.url, useless_share=0.001, useless_burst_s=0.001) as run,
+    ):
+        run.heard.drop_reason = "duplicate"
+        run.pool.subscribe("requests", requests)
+        await until(lambda: run.state.trouble != "")
+        assert run.state.trouble == "read slowly: it sends too much that is of no use (duplicate)"
+        assert run.state.status is RelayStatus.CONNECTED
+        # At a thousandth of the time, what is left to it after this is a few events, whatever it sends.
+        received, since = run.state.received, time.perf_counter()
+        await anyio.sleep(0.3)
+        assert run.state.received - received < 100 * (time.perf_counter() - since)
+
+
+async def test_a_relay_whose_events_are_taken_is_read_at_full_speed() -> None:
+    async def flood(peer: Peer) -> None:
+        await peer.get("REQ")
+        frame = f'["EVENT","requests",{event("taken").to_json()}]'
+        for _ in range(3000):
+            await peer.socket.send(frame)
+        await peer.send("EOSE", "requests")
+        await silent(peer)
+
+    async with (
+        scripted_relay(flood) as relay,
+        running_pool(relay.url, useless_share=0.001, useless_burst_s=0.001) as run,
+    ):
+        run.pool.subscribe("requests", requests)
+        await run.pool.wait_caught_up("requests")
+        assert run.state.received == 3000
+        assert run.state.trouble == ""
+
+
+async def test_a_relay_that_refuses_is_in_the_state_with_its_words() -> None:
+    async def script(peer: Peer) -> None:
+        message = await peer.get("EVENT")
+        await peer.ok(message[1]["id"], False, "blocked: nobody likes you \x1b[2J")
+        await silent(peer)
+
+    async with scripted_relay(script) as relay, running_pool(relay.url) as run:
+        run.deliver(event("result"))
+        await until(lambda: run.state.trouble != "")
+        assert run.state.trouble == "refused an event: blocked: nobody likes you \\x1b[2J"
+
+
+async def test_what_ended_the_last_connection_is_told_while_the_next_is_young() -> None:
+    async def script(peer: Peer) -> None:
+        if peer.number == 0:
+            await peer.socket.send("rubbish")
+            await peer.socket.close(1013, "busy")
+        await silent(peer)
+
+    async with scripted_relay(script) as relay, running_pool(relay.url, stable_after_s=60.0) as run:
+        await until(lambda: relay.connections == 2 and run.state.status is RelayStatus.CONNECTED)
+        assert run.state.trouble == "ended before: closed by the relay: 1013 busy"
 
 
 async def test_a_relay_that_answers_ever_later_after_a_refusal_is_connected_to_anew() -> None:
@@ -466,6 +537,28 @@ class FaultyOnce(Heard):
         if len(self.events) == 1:
             raise RuntimeError("a bug")
         return None
+
+
+async def test_compression_that_was_not_offered_is_not_agreed_to() -> None:
+    async def agree(stream: SocketStream) -> None:
+        async with stream:
+            (key,) = re.findall(rb"Sec-WebSocket-Key: (\S+)", await stream.receive())
+            head = (
+                f"Sec-WebSocket-Accept: {accept_key(key.decode())}\r\nSec-WebSocket-Extensions: permessage-deflate"
+            )
+            upgrade = "Upgrade: websocket\r\nConnection: Upgrade"
+            await stream.send(f"HTTP/1.1 101 Switching Protocols\r\n{upgrade}\r\n{head}\r\n\r\n".encode())
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                await stream.receive()
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, agree)
+        url = f"ws://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+        async with running_pool(url, **PATIENT) as run:
+            await until(lambda: run.state.status is RelayStatus.BACKOFF)
+            assert "extension" in run.state.last_error
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_fault_of_ours_in_the_sink_costs_only_that_connection() -> None:

@@ -15,7 +15,7 @@ from pylon.nostr.event import Draft, Event, parse_event, verify
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import EoseMessage, EventMessage, event_frame
 from pylon.relays.answers import Answer, Verdict
-from pylon.relays.session import MAX_AUTHS, RESUBSCRIBE_MIN_S, Session
+from pylon.relays.session import DATE_SLACK_S, MAX_AUTHS, RESUBSCRIBE_MIN_S, Session
 from pylon.relays.state import PoolConfig, SubscriptionStatus
 
 URL = "ws://relay.example"
@@ -422,6 +422,64 @@ def test_too_many_bad_frames_are_hopeless_but_a_few_over_time_are_not() -> None:
     for _ in range(12):
         one.receive("nonsense", 100.0)
     assert one.hopeless
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("repeated-eose", ("EOSE", "requests")),
+        ("repeated-closed", ("CLOSED", "requests", "error: again")),
+        ("unknown-closed", ("CLOSED", "nothing of ours", "")),
+    ],
+)
+def test_what_is_said_again_and_again_is_hopeless_and_named(reason: str, message: tuple[str, ...]) -> None:
+    one = session(max_bad_frames=10)
+    one.subscribe("requests", [{}])
+    assert [say(one, *message) is None for _ in range(3)][1:] == [True, True]
+    few = one.hopeless
+    for _ in range(10):
+        say(one, *message)
+    assert (few, one.hopeless) == (False, True)
+    assert one.nonsense == one.useless == reason
+
+
+def test_an_endless_demand_for_auth_is_hopeless() -> None:
+    one = session(max_bad_frames=10)
+    for number in range(MAX_AUTHS + 12):
+        say(one, "AUTH", f"challenge {number}", now=float(number))
+        for frame in sent(one):
+            say(one, "OK", frame[1]["id"], False, "restricted: no")
+    assert one.hopeless
+    assert one.nonsense == "auth-unanswered"
+
+
+def test_what_is_far_older_than_asked_for_is_dropped_unchecked() -> None:
+    one = session()
+    one.subscribe("requests", [{"since": NOW + 7200}, {"since": NOW + DATE_SLACK_S + 1}])
+    one.subscribe("all", [{"since": NOW + 7200}, {}])
+    assert say(one, "EVENT", "requests", event().as_dict()) is None
+    assert one.useless
+    one.subscribe("requests", [{"since": NOW + DATE_SLACK_S}])
+    assert say(one, "EVENT", "requests", event().as_dict()) == EventMessage("requests", event())
+    assert say(one, "EVENT", "all", event().as_dict()) == EventMessage("all", event())
+    assert not one.useless
+    assert one.counters.dropped == {"before-since": 1}
+    assert not one.hopeless
+
+
+def test_notices_and_answers_nobody_waits_for_are_of_no_use_but_not_held_against_the_relay() -> None:
+    one, reasons = session(max_bad_frames=10), []
+    for _ in range(50):
+        say(one, "NOTICE", "hear me")
+        reasons.append(one.useless)
+        say(one, "OK", "ab" * 32, True, "")
+        reasons.append(one.useless)
+    publish(one, event())
+    sent(one)
+    say(one, "OK", event().id, True, "")
+    assert reasons == ["notice", "unknown-ok"] * 50
+    assert not one.useless
+    assert not one.hopeless
 
 
 def test_what_strangers_can_cause_is_not_held_against_the_relay() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
+import anyio.lowlevel
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
@@ -105,6 +107,74 @@ async def test_what_is_not_read_holds_up_the_peer_and_none_of_it_is_lost() -> No
         assert 0 < len(sent) < 20_000
         messages = await read_all(socket)
     assert [int(str(message).split()[0]) for message in messages] == list(range(20_000))
+
+
+async def test_tiny_frames_that_come_at_once_leave_the_loop_to_others() -> None:
+    count = 100_000
+
+    async def script(peer: Peer) -> None:
+        peer.socket.transport.write(b"\x81\x01x" * count)
+        await peer.socket.close()
+
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with connected(script) as socket, anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        messages, most = [], 0
+        with suppress(ConnectionClosed):
+            while True:
+                messages += await socket.receive(64)
+                most = max(most, len(socket._arrived))
+        tasks.cancel_scope.cancel()
+    assert messages == ["x"] * count
+    assert most <= 64 + 4096 // 3
+    assert turns > 3 * count // 4096
+
+
+async def test_what_waits_to_be_read_is_bounded_in_bytes() -> None:
+    async def script(peer: Peer) -> None:
+        for _ in range(30):
+            await peer.socket.send("x" * 1_000_000)
+        await peer.socket.close()
+
+    async with connected(script) as socket:
+        sizes = []
+        with suppress(ConnectionClosed):
+            while True:
+                await anyio.sleep(0.01)  # as much as may come has come
+                sizes.append(sum(map(len, await socket.receive(64))))
+    assert sum(sizes) == 30_000_000
+    assert max(sizes) <= 1_000_000
+
+
+async def test_a_flood_of_pings_ends_the_connection() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.socket.send("before")
+        while not peer.socket.transport.is_closing():
+            peer.socket.transport.write(b"\x89\x00" * 30_000)
+            await peer.socket.drain()
+            await anyio.lowlevel.checkpoint()
+
+    async with connected(script) as socket:
+        await read_all(socket)
+        assert socket.fault == "too many pings"
+
+
+async def test_compressed_frames_that_nobody_agreed_to_end_the_connection() -> None:
+    async def script(peer: Peer) -> None:
+        bomb = zlib.compress(bytes(10_000_000), wbits=-15)
+        peer.socket.transport.write(bytes((0xC1, 126)) + len(bomb).to_bytes(2, "big") + bomb)
+        await peer.socket.wait_closed()
+
+    async with connected(script) as socket:
+        with pytest.raises(ConnectionClosed, match="reserved bits"):
+            await socket.receive(64)
 
 
 async def test_what_arrived_before_the_end_is_still_read() -> None:
