@@ -74,6 +74,7 @@ class Job:
     price_msats: int
     result_id: str | None
     partial_sent: bool
+    deposit_msats: int = 0  # what of its price was paid before, beyond another job's
     settlements: dict[str, tuple[int, int]] = field(default_factory=dict)  # hash -> received, earned
     results: list[str] = field(default_factory=list)  # event ids that the relay has
     errors: list[str] = field(default_factory=list)
@@ -97,7 +98,7 @@ def jobs_of(path: Path) -> dict[str, Job]:
     with database(path) as db:
         assert [tuple(row) for row in db.execute("PRAGMA integrity_check")] == [("ok",)]
         assert list(db.execute("PRAGMA foreign_key_check")) == []
-        columns = "id, work, money, price_msats, result_id, partial_sent"
+        columns = "id, work, money, price_msats, result_id, partial_sent, deposit_msats"
         jobs = {row["id"]: Job(**row) for row in db.execute(f"SELECT {columns} FROM jobs")}
         money = (
             "SELECT jobs.id, payment_hash, amount_msats, earned_msats FROM settlements JOIN jobs ON number = job"
@@ -129,16 +130,17 @@ def check_job(job: Job) -> None:
     assert not REFUSALS & set(job.errors), f"{job} was taken and refused"
     if job.work == Work.DELIVERED:
         assert job.results == [job.result_id], f"{job} is delivered, and the relay knows otherwise"
-        assert job.settlements, f"{job} was delivered for nothing"
+        assert job.settlements or job.deposit_msats, f"{job} was delivered for nothing"
     else:
         assert job.results == [], f"{job} has a result although its work is {job.work}"
-    if not job.settlements:
+    if not job.settlements and not job.deposit_msats:
         unpaid = {(Work.CANCELLED, Money.NONE), (Work.FAILED, Money.NONE), (Work.EXPIRED, Money.NONE)}
         unpaid |= {(Work.CANCELLED, Money.VOID), (Work.EXPIRED, Money.VOID)}
         assert state in unpaid, f"{job} is unpaid"
     elif job.pays:
         assert job.work == Work.DELIVERED or job.partial_sent, f"{job} is charged for nothing"
-        assert job.earned_msats == job.price_msats, f"{job} earned another amount than its price"
+        earned_msats = job.earned_msats + job.deposit_msats
+        assert earned_msats == job.price_msats, f"{job} earned another amount than its price"
     else:
         assert job.money == Money.REFUND_DUE, f"{job} is paid and has neither result nor refund"
         assert job.earned_msats == 0, f"{job} earned what is due to its customer"
