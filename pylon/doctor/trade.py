@@ -185,6 +185,9 @@ async def _try_model(backend: Backend, state: BackendState, offer: Offer, deadli
 # --- the wallet ---------------------------------------------------------------------------------------------------
 
 
+_WALLET_FIX: Final = "see that the wallet runs, and that [wallet] in the settings is right: pylon wallet connect"
+
+
 async def check_wallet(scene: Scene, limit_s: float) -> list[Finding]:
     """Ask the wallet whether it is there, and for its balance where it can tell."""
     free = scene.settings.payment.mode is PaymentMode.FREE
@@ -204,10 +207,9 @@ async def check_wallet(scene: Scene, limit_s: float) -> list[Finding]:
                 balance_msats = await wallet.balance_msats() if state.ready and can_tell else None
         except (WalletError, TimeoutError) as error:
             words = printable(error) or f"no answer within {limit_s:g} s"
-            return [fail("wallet", f"{wallet.name}: {words}", "see that the wallet runs and its url is right")]
+            return [fail("wallet", f"{wallet.name}: {words}", _WALLET_FIX)]
     if not state.ready:
-        fix = "see that the wallet runs, and that its url and token are right"
-        return [fail("wallet", f"{wallet.name}: {printable(state.detail)}", fix)]
+        return [fail("wallet", f"{wallet.name}: {printable(state.detail)}", _WALLET_FIX)]
     abilities = ", ".join(sorted(state.abilities)) or "nothing beyond invoices"
     balance = "" if balance_msats is None else f", {balance_msats // 1000:,} sats"
     return [

@@ -16,18 +16,16 @@ from typing import Final
 import orjson
 
 from pylon.nostr.event import Draft, Event, is_hex
+from pylon.nostr.lnurl import BadLnurl, parse_lightning_address
 from pylon.nostr.nip90 import FEEDBACK_KIND
 
 ADDRESS_TAG: Final = "lud16"
 REFUND_TAG: Final = "refund"
 PROFILE_KIND: Final = 0
-MAX_ADDRESS: Final = 320
 MAX_INVOICE: Final = 2000
 """Characters of an invoice in an event; more are never needed."""
 
 _MAX_PROFILE: Final = 65_536
-_NAME: Final = re.compile(r"[a-z0-9._+-]{1,64}", re.ASCII)
-_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _INVOICE: Final = re.compile(r"ln(?:bc|bcrt|tb|tbs)[0-9a-z]{20,}", re.ASCII)
 
 
@@ -46,16 +44,12 @@ class RefundWish:
 def parse_address(text: str) -> str:
     """Return a lightning address (LUD-16) in lower case. Raises `BadDestination`.
 
-    The host is a domain name of at least two labels, the last of which is no number: never an IP address, a port or
-    a single word.
+    Whether its host may be contacted at all is for the guarded dialer to say.
     """
-    address = text.strip().lower()
-    name, at, host = address.partition("@")
-    labels = host.split(".")
-    sound = len(address) <= MAX_ADDRESS and at and _NAME.fullmatch(name) and len(host) <= 253 and len(labels) > 1
-    if not sound or not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdigit():
-        raise BadDestination("a lightning address has the form name@host.example")
-    return address
+    try:
+        return str(parse_lightning_address(text))
+    except BadLnurl:
+        raise BadDestination("a lightning address has the form name@host.example") from None
 
 
 def parse_destination(text: str) -> str:

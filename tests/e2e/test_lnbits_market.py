@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio.to_thread
 import pytest
 
+from pylon.nostr.event import Draft
 from pylon.nostr.nip90 import ErrorPrefix, FeedbackStatus
 from tests.support.lnbits import NETWORK, Account, Lnbits
-from tests.support.provider import Provider, is_ready, market_settings, provider
+from tests.support.openai_server import answer, scripted_server
+from tests.support.provider import MODEL, Provider, is_ready, market_settings, provider
 from tests.support.relay import relay_process
 from tests.support.shop import Order, Shop, shop
 
@@ -21,12 +25,15 @@ pytestmark = pytest.mark.e2e
 
 
 @asynccontextmanager
-async def lnbits_market(folder: Path, lnbits: Lnbits, account: Account) -> AsyncIterator[tuple[Provider, Shop]]:
+async def lnbits_market(
+    folder: Path, lnbits: Lnbits, account: Account, **more: Any
+) -> AsyncIterator[tuple[Provider, Shop]]:
     """Run a relay, a provider that is paid into a wallet of LNbits, and a customer."""
     wallet = {"kind": "lnbits", "url": lnbits.url, "network": NETWORK, "timeout_s": 5}
     environ = {"PYLON_WALLET_TOKEN": account.invoice_key, "PYLON_WALLET_PAY_TOKEN": account.admin_key}
     with relay_process() as relay:
-        settings = market_settings(relay.url, wallet=wallet, payment={"mode": "prepay", "lookup_max_s": 2})
+        payment = {"mode": "prepay", "lookup_max_s": 2}
+        settings = market_settings(relay.url, wallet=wallet, payment=payment, **more)
         async with (
             provider(folder, settings, environ=environ) as daemon,
             shop(relay.url, provider=daemon.pubkey) as customer,
@@ -104,3 +111,34 @@ async def test_both_are_killed_and_what_was_paid_is_delivered(tmp_path: Path, fr
         assert await earned(daemon, lnbits, account) > 0
         assert daemon.log_lines("error") == []
         assert "Traceback" not in daemon.log()
+
+
+@pytest.mark.parametrize("named_in", ["request", "profile"])
+async def test_a_refund_goes_to_the_customers_lightning_address(
+    tmp_path: Path, lnbits: Lnbits, named_in: str
+) -> None:
+    account, theirs = lnbits.account(sats=1_000), lnbits.account()
+    before_msats = lnbits.balance_msats(account)
+    async with scripted_server() as server:
+        server.models = (MODEL,)
+        server.chats = [answer(400, {"error": {"message": "the prompt is too long"}})] * 9
+        refunds = {"auto": True, "max_fee_msats": 2_000}
+        async with lnbits_market(
+            tmp_path, lnbits, account, backend_url=server.url, refunds=refunds, relays={"allow_private_hosts": True}
+        ) as (daemon, customer):
+            request = customer.draft("too long")
+            if named_in == "profile":
+                profile = Draft(0, json.dumps({"lud16": theirs.address}), ())
+                await customer.publish(profile.sign(customer.key, int(time.time())))
+            else:
+                request = Draft(request.kind, request.content, (*request.tags, ("lud16", theirs.address)))
+            order = customer.follow(request.sign(customer.key, int(time.time())))
+            await customer.publish(order.request)
+            await pay(lnbits, order)
+            await order.until(lambda each: ErrorPrefix.REFUNDED in each.errors, "refunded", 30)
+            status = await daemon.until(lambda each: each.books.refunded_msats > 0, "refunded")
+    books = status.books
+    assert books.received_msats == books.refunded_msats == lnbits.balance_msats(theirs)
+    assert (books.owed_msats, books.earned_msats) == (0, 0)
+    change_msats = lnbits.balance_msats(account) - before_msats
+    assert change_msats == books.received_msats - books.refunded_msats - books.refund_fees_msats

@@ -122,7 +122,7 @@ async def test_ordered_by_the_operator(tmp_path: Path) -> None:
             while "it is for you" not in listed.stdout:  # the daemon comes to it in a moment
                 listed = await pylon("refunds", "list")
         assert f"it is for you to order: pylon refunds pay {job[:12]}" in listed.stdout
-        refused = await pylon("refunds", "pay", job, "--to", "alice@127.0.0.1")
+        refused = await pylon("refunds", "pay", job, "--to", "alice at example")
         assert refused.returncode == 1 and "name@host.example" in refused.stderr
         paid = await pylon("refunds", "pay", job[:8], "--to", scene.invoice())
         assert paid.returncode == 0 and "paid back" in paid.stdout, paid
