@@ -175,7 +175,7 @@ class Made:
 
 
 def make(given: Settings, folder: Path) -> Made:
-    with patch.object(assembly, "FakeWallet", wraps=FakeWallet) as maker:
+    with patch.object(assembly.wallets, "FakeWallet", wraps=FakeWallet) as maker:
         wallet = assembly.make_wallet(given, FakeClock())
     return Made(
         wallet=wallet,
@@ -479,13 +479,13 @@ READ_ELSEWHERE = {
     "identity.mnemonic": ("pylon/settings/identity_file.py", "given.mnemonic"),
     "identity.passphrase": ("pylon/settings/passphrase.py", "identity.passphrase"),
     "identity.passphrase_file": ("pylon/settings/passphrase.py", "identity.passphrase_file"),
-    "wallet.address": ("pylon/assembly.py", "parse_lightning_address(settings.wallet.address"),
+    "wallet.address": ("pylon/assembly/wallets.py", "parse_lightning_address(settings.wallet.address"),
     **{
         f"intake.{key}": ("pylon/access_files.py", f"intake.{key}")
         for key in ("allow_file", "allow_only", "deny_file", "targeted_only", "min_pow_bits")
     },
-    "wallet.uri": ("pylon/assembly.py", '_wallet_secret(settings, "uri")'),
-    "wallet.pay_token": ("pylon/assembly.py", "wallet.pay_token.get_secret_value()"),
+    "wallet.uri": ("pylon/assembly/wallets.py", '_wallet_secret(settings, "uri")'),
+    "wallet.pay_token": ("pylon/assembly/wallets.py", "wallet.pay_token.get_secret_value()"),
     "daemon.stop_timeout_s": ("pylon/daemon.py", "daemon.stop_timeout_s"),
     "nexus.url": ("pylon/cli/nexus.py", "nexus.url"),
     "nexus.timeout_s": ("pylon/cli/nexus.py", "nexus.timeout_s"),

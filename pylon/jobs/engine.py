@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import anyio
 
 from pylon.jobs import effects as do
 from pylon.jobs import facts
 from pylon.jobs.credit import WINDOW_S, Credit
+from pylon.jobs.desks import RefundDesk, Till, Workplace
 from pylon.jobs.giving_back import GIVING_BACK, NO_BOOKS
 from pylon.jobs.lifecycle import begin
 from pylon.jobs.openjobs import OpenJobs
@@ -35,7 +36,6 @@ from pylon.store.records import (
     OutboxItem,
     OutboxState,
     OutboxTopic,
-    Refund,
     Work,
 )
 from pylon.store.refunds import jobs_due
@@ -51,46 +51,6 @@ _PURGE_AT_ONCE: Final = 500
 _PURGE_PAUSE_S: Final = 0.2
 _PROBE_MARK: Final = "probe"
 _CAN_EXPIRE: Final = frozenset({Work.AWAITING_PAYMENT, Work.QUEUED, Work.RUNNING, Work.BILLING})
-
-
-class Workplace(Protocol):
-    """Where jobs wait and run."""
-
-    def enqueue(self, job: Job) -> None:
-        """Put a queued job into its lane."""
-        ...
-
-    def run_attempt(self, job: Job, text: TextJob | None) -> None:
-        """Run an attempt that is committed; its slot was taken before."""
-        ...
-
-    def stop(self, job_id: str) -> None:
-        """Take a job out of its lane, or cancel its attempt."""
-        ...
-
-
-class Till(Protocol):
-    """Where invoices are made and watched."""
-
-    def make(self, row: InvoiceRow, *, fresh: bool) -> None:
-        """Have a wanted invoice made. Not `fresh`: it may have been made before, so look first."""
-        ...
-
-    def watch(self, row: InvoiceRow) -> None:
-        """Ask the wallet about an invoice until it has ended."""
-        ...
-
-
-class RefundDesk(Protocol):
-    """Where money is given back."""
-
-    def follow(self, job: Job) -> None:
-        """Hear of a job whose money is given back, or was, each time it moved."""
-        ...
-
-    def pay(self, refund: Refund, *, fresh: bool) -> None:
-        """Have a committed refund paid. Not `fresh`: it may have been paid before a crash, so ask first."""
-        ...
 
 
 class Engine:

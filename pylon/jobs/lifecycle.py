@@ -6,6 +6,8 @@ stores both in one transaction and carries the effects out after it.
 
 A fact that finds the job elsewhere (a cancel after the result went out, a duplicate confirmation) changes
 nothing: that is an ordinary row of the table, not an error.
+
+One handler for each fact and nothing else; it is long because the whole machine is to be read in one place.
 """
 
 from __future__ import annotations

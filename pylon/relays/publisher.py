@@ -93,7 +93,7 @@ class _Lane:
 
 
 class OutboxPublisher:
-    """Implements `Publisher` of `jobs/ports.py` over a relay pool; `run` must be running."""
+    """Implements `Publisher` of `jobs/ports/` over a relay pool; `run` must be running."""
 
     def __init__(
         self, pool: Outlets, sink: DeliverySink, config: PoolConfig, *, clock: Clock, rng: random.Random

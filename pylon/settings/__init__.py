@@ -13,14 +13,9 @@ from pylon.settings.model import (
     IdentitySettings,
     JobsSettings,
     LogSettings,
-    Network,
     NexusSettings,
-    PaymentMode,
-    PaymentSettings,
     RelaysSettings,
     Settings,
-    WalletKind,
-    WalletSettings,
 )
 from pylon.settings.offers import (
     BackendSettings,
@@ -30,6 +25,8 @@ from pylon.settings.offers import (
     OllamaBackendSettings,
     OpenAIBackendSettings,
 )
+from pylon.settings.payment import PaymentMode, PaymentSettings
+from pylon.settings.wallet import Network, WalletKind, WalletSettings
 
 __all__ = [
     "AnnounceSettings",

@@ -6,7 +6,6 @@ classes; a key exists nowhere else.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -16,52 +15,21 @@ from pylon.logs import LogFormat, LogLevel
 from pylon.settings.announce import AnnounceSettings
 from pylon.settings.intake import IntakeSettings
 from pylon.settings.offers import BackendSettings, ModelSettings
+from pylon.settings.payment import PaymentMode, PaymentSettings
 from pylon.settings.refunds import RefundsSettings
 from pylon.settings.values import (
     FilePath,
     KeyFault,
-    LightningAddress,
     Name,
     Number,
     RelayUrls,
     Secret,
     Section,
     Tables,
-    WalletConnection,
     WebUrl,
     Whole,
 )
-
-_MAX_CREDIT_MSATS = 10**11  # a bitcoin
-_MAX_FREE_TOKENS = 10**12
-
-
-class PaymentMode(StrEnum):
-    """When a customer pays."""
-
-    PREPAY = "prepay"
-    POSTPAY = "postpay"
-    FREE = "free"
-
-
-class WalletKind(StrEnum):
-    """The wallets that Pylon can talk to."""
-
-    NONE = "none"
-    PHOENIXD = "phoenixd"
-    LNBITS = "lnbits"
-    FAKE = "fake"
-    NWC = "nwc"
-    LNURL = "lnurl"
-
-
-class Network(StrEnum):
-    """The Bitcoin network whose invoices are accepted."""
-
-    BITCOIN = "bitcoin"
-    TESTNET = "testnet"
-    SIGNET = "signet"
-    REGTEST = "regtest"
+from pylon.settings.wallet import WalletSettings
 
 
 class RelaysSettings(Section):
@@ -170,155 +138,6 @@ class IdentitySettings(Section):
         if self.nsec is not None and self.mnemonic is not None:
             raise KeyFault("nsec", "set together with identity.mnemonic, and only one can be the identity")
         return self
-
-
-class PaymentSettings(Section):
-    """How work is paid."""
-
-    mode: PaymentMode = Field(
-        default=PaymentMode.PREPAY,
-        description=(
-            "prepay: nothing runs before its invoice is settled; postpay: customers within their credit pay after"
-            " the work; free: nobody pays."
-        ),
-    )
-    invoice_expiry_s: Whole = Field(default=600, ge=30, le=86_400, description="How long an invoice can be paid.")
-    invoice_grace_s: Whole = Field(
-        default=60,
-        ge=0,
-        le=86_400,
-        description="How long after its expiry the wallet is still asked about an invoice.",
-    )
-    max_open_invoices: Whole = Field(
-        default=256, ge=1, le=10_000, description="Unpaid invoices open at once, in all."
-    )
-    max_open_invoices_per_customer: Whole = Field(
-        default=4, ge=1, le=1_000, description="Unpaid invoices open at once, for one customer."
-    )
-    max_invoices_per_job: Whole = Field(
-        default=3, ge=1, le=20, description="Invoices that one job may need, one after another."
-    )
-    lookup_min_s: Number = Field(
-        default=2.0,
-        ge=0.05,
-        le=600,
-        description="The first wait before the wallet is asked about an invoice; it grows.",
-    )
-    lookup_max_s: Number = Field(default=30.0, ge=0.05, le=3600, description="The longest such wait.")
-    min_price_msats: Whole = Field(
-        default=0,
-        ge=0,
-        le=_MAX_CREDIT_MSATS,
-        description="No job costs less than this, whatever its model's price; with mode free it says nothing.",
-    )
-    credit_msats: Whole = Field(
-        default=0,
-        ge=0,
-        le=_MAX_CREDIT_MSATS,
-        description="With postpay: what one job of any customer may cost to be done before it is paid, in msats.",
-    )
-    credit_history_percent: Whole = Field(
-        default=0,
-        ge=0,
-        le=1_000,
-        description="How much of what a customer has paid so far is added to that, in percent.",
-    )
-    credit_max_msats: Whole = Field(
-        default=1_000_000, ge=0, le=_MAX_CREDIT_MSATS, description="The most credit of one customer, in msats."
-    )
-    credit_daily_msats: Whole = Field(
-        default=1_000_000,
-        ge=0,
-        le=_MAX_CREDIT_MSATS,
-        description="The most credit of all customers together within 24 hours, in msats.",
-    )
-
-    free_output_tokens_per_customer: Whole = Field(
-        default=0,
-        ge=0,
-        le=_MAX_FREE_TOKENS,
-        description=(
-            "Output tokens that each customer gets for nothing within 24 hours; 0 for none. With free they are"
-            " a limit, and 0 is none."
-        ),
-    )
-    free_output_tokens: Whole = Field(
-        default=0,
-        ge=0,
-        le=_MAX_FREE_TOKENS,
-        description="What all customers together get for nothing within 24 hours; with free, 0 is no limit.",
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        gift = self.mode is not PaymentMode.FREE and self.free_output_tokens_per_customer
-        if gift and not self.free_output_tokens:
-            # Keys are free to make: who has a thousand would have a thousand gifts.
-            raise KeyFault(
-                "free_output_tokens", "missing: what all customers together get for nothing needs a limit"
-            )
-        if self.lookup_min_s > self.lookup_max_s:
-            raise KeyFault("lookup_min_s", f"{self.lookup_min_s:g} is more than lookup_max_s")
-        for key in ("credit_max_msats", "credit_daily_msats"):
-            if self.credit_msats > getattr(self, key):
-                raise KeyFault("credit_msats", f"{self.credit_msats} is more than {key}")
-        return self
-
-
-class WalletSettings(Section):
-    """The Lightning wallet that is paid."""
-
-    kind: WalletKind = Field(
-        default=WalletKind.NONE,
-        description=(
-            "none; nwc: what speaks Nostr Wallet Connect; lnbits or phoenixd, by their HTTP API; lnurl: a lightning"
-            " address; or fake: play money, for trials and tests."
-        ),
-    )
-    url: WebUrl | None = Field(
-        default=None,
-        description="Where the wallet answers.",
-        json_schema_extra={"allowed": "an http:// or https:// URL", "example": "http://127.0.0.1:3338"},
-    )
-    token: Secret = Field(
-        default=None,
-        description="Its access token. Better: PYLON_WALLET_TOKEN, or a systemd credential named wallet_token.",
-    )
-    pay_token: Secret = Field(
-        default=None,
-        description="The admin key, for lnbits that is to pay refunds. Better: PYLON_WALLET_PAY_TOKEN, likewise.",
-    )
-    uri: WalletConnection = Field(
-        default=None,
-        description="The nostr+walletconnect:// URI, for nwc. Better: PYLON_WALLET_URI, or wallet_uri likewise.",
-    )
-    address: LightningAddress | None = Field(
-        default=None,
-        description="The lightning address that is paid, for lnurl.",
-        json_schema_extra={"allowed": "name@host", "example": "you@example.com"},
-    )
-    timeout_s: Number = Field(
-        default=15.0, ge=0.1, le=120, description="How long the wallet may take to answer a call."
-    )
-    network: Network = Field(default=Network.BITCOIN, description="An invoice of any other network is refused.")
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        for key in _WALLET_NEEDS[self.kind]:
-            if getattr(self, key) is None:
-                raise KeyFault(key, f"missing, and a {self.kind} wallet needs it")
-        return self
-
-
-_WALLET_NEEDS: dict[WalletKind, tuple[str, ...]] = {
-    WalletKind.NONE: (),
-    WalletKind.NWC: (),  # its uri is a secret
-    WalletKind.PHOENIXD: ("url",),
-    WalletKind.LNBITS: ("url",),
-    WalletKind.FAKE: ("url",),
-    WalletKind.LNURL: ("address",),
-}
-"""The keys, apart from secrets, without which a kind of wallet cannot be used."""
 
 
 class JobsSettings(Section):

@@ -15,7 +15,8 @@ import anyio
 import pytest
 
 from pylon.jobs import facts
-from pylon.jobs.engine import Engine, Till, Workplace
+from pylon.jobs.desks import Till, Workplace
+from pylon.jobs.engine import Engine
 from pylon.jobs.lifecycle import Rules
 from pylon.jobs.ports import (
     InvoiceRequest,

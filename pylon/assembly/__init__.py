@@ -1,17 +1,12 @@
-"""From the settings to the parts' own configurations; nothing in here runs anything."""
+"""From the settings to the parts' own configurations; nothing in here runs anything.
+
+Here: what is sold, and the rules of its jobs. `relays` has the ways out, `wallets` the purse and the addresses.
+"""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from functools import partial
-from ipaddress import ip_address
-from typing import Final, assert_never
-from urllib.parse import urlsplit
-
-from pydantic import SecretStr
-
+from pylon.assembly.relays import is_local, make_pool_config, make_web
+from pylon.assembly.wallets import make_payees, make_wallet, make_zap_author, own_address
 from pylon.backends.echo import EchoBackend, EchoConfig
 from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
@@ -26,20 +21,15 @@ from pylon.jobs.intake import IntakeConfig
 from pylon.jobs.lanes import RunnerConfig
 from pylon.jobs.lifecycle import Rules
 from pylon.jobs.policy import IntakePolicy
-from pylon.jobs.ports import Backend, Clock, Payees, Wallet
+from pylon.jobs.ports import Backend
 from pylon.jobs.pricing import Price
 from pylon.jobs.recorder import RecorderConfig
 from pylon.jobs.refund_case import RefunderConfig
 from pylon.jobs.repayment import RepaymentConfig
 from pylon.jobs.salvage import Terms
-from pylon.net.urls import DialRefused
-from pylon.net.web import Web, WebPolicy
 from pylon.nostr.keys import SecretKey
-from pylon.nostr.lnurl import BadLnurl, parse_lightning_address
-from pylon.nostr.nip47 import WalletUri, parse_wallet_uri
+from pylon.nostr.nip47 import parse_wallet_uri
 from pylon.paths import Paths
-from pylon.relays.line import PoolLine
-from pylon.relays.state import PoolConfig
 from pylon.settings import (
     EchoBackendSettings,
     EmbeddedBackendSettings,
@@ -51,11 +41,28 @@ from pylon.settings import (
     SettingsError,
     WalletKind,
 )
-from pylon.wallets.fake import FakeWallet, FakeWalletConfig
 
-_LINE_BACKOFF_S: Final = 15.0  # jobs wait for the wallet: its relays are not left alone for long
-_LINE_FRAME_BYTES: Final = 256 * 1024  # a page of transactions, encrypted
-_LINE_OVERLAP_S: Final = 600  # how far a wallet's clock may be behind ours
+__all__ = [
+    "check_startable",
+    "make_allowance",
+    "make_announce_config",
+    "make_backends",
+    "make_cashier_config",
+    "make_credit",
+    "make_intake_config",
+    "make_offers",
+    "make_payees",
+    "make_pool_config",
+    "make_recorder_config",
+    "make_refunder_config",
+    "make_runner_config",
+    "make_salvage_terms",
+    "make_wallet",
+    "make_web",
+    "make_zap_author",
+    "own_address",
+    "secrets_of",
+]
 
 
 def check_startable(settings: Settings) -> None:
@@ -69,7 +76,7 @@ def check_startable(settings: Settings) -> None:
     out = "connect a wallet (pylon wallet connect), give the work away (--free), or try the market (pylon demo)"
     if settings.wallet.kind is WalletKind.NONE:
         raise SettingsError("payment.mode", f"work is to be paid and no wallet is connected: {out}")
-    if settings.wallet.kind is WalletKind.FAKE and not all(_is_local(url) for url in settings.relays.urls):
+    if settings.wallet.kind is WalletKind.FAKE and not all(is_local(url) for url in settings.relays.urls):
         raise SettingsError("wallet.kind", f"the fake wallet takes play money and the relays are public: {out}")
 
 
@@ -165,140 +172,6 @@ def make_backends(settings: Settings, paths: Paths) -> dict[str, Backend]:
             case EchoBackendSettings():
                 made[each.name] = EchoBackend(EchoConfig(name=each.name, models=sold or ("echo",)))
     return made
-
-
-def make_wallet(
-    settings: Settings, clock: Clock, key: SecretKey | None = None, paths: Paths | None = None
-) -> Wallet | None:
-    """Return the configured wallet, not running yet; None when there is none. Raises `SettingsError`.
-
-    It is connected in free mode too: invoices of an earlier, paid time may still be paid. Without the node's `key`
-    and `paths` it is one to pay from, which a lightning address is not.
-    """
-    wallet = settings.wallet
-    match wallet.kind:
-        case WalletKind.NONE:
-            return None
-        case WalletKind.PHOENIXD:
-            from pylon.wallets.phoenixd import PhoenixdConfig, PhoenixdWallet
-
-            password = _wallet_secret(settings, "token")
-            return PhoenixdWallet(PhoenixdConfig(wallet.url or "", password, wallet.timeout_s), clock)
-        case WalletKind.LNBITS:
-            from pylon.wallets.lnbits import LnbitsConfig, LnbitsWallet
-
-            token = _wallet_secret(settings, "token")
-            pay_token = None if wallet.pay_token is None else wallet.pay_token.get_secret_value()
-            return LnbitsWallet(LnbitsConfig(wallet.url or "", token, pay_token, wallet.timeout_s), clock)
-        case WalletKind.FAKE:
-            token, url = _wallet_secret(settings, "token"), wallet.url or ""
-            return FakeWallet(FakeWalletConfig(token=token, url=url, timeout_s=wallet.timeout_s), clock)
-        case WalletKind.NWC:
-            from pylon.wallets.nwc import NwcWallet
-
-            uri = parse_wallet_uri(_wallet_secret(settings, "uri"))
-            return NwcWallet(uri, _make_line(settings, uri, clock), clock, timeout_s=wallet.timeout_s)
-        case WalletKind.LNURL:
-            if key is None or paths is None:
-                only = "a lightning address only receives; pylon doctor and pylon status tell how it is"
-                raise SettingsError("wallet.kind", only)
-            return _make_lnurl_wallet(settings, clock, key, paths)
-        case _:
-            assert_never(wallet.kind)
-
-
-def _make_lnurl_wallet(settings: Settings, clock: Clock, key: SecretKey, paths: Paths) -> Wallet:
-    from pylon.wallets.lnurl import LnurlConfig, LnurlWallet
-
-    try:
-        address = parse_lightning_address(settings.wallet.address or "")
-    except BadLnurl as error:
-        raise SettingsError("wallet.address", str(error)) from None
-    config = LnurlConfig(
-        address=address,
-        pubkey=key.public_hex,
-        relays=tuple(settings.relays.urls),
-        network=settings.wallet.network.value,
-        file=paths.lnurl_file,
-        timeout_s=settings.wallet.timeout_s,
-    )
-    line = PoolLine(make_pool_config(settings), key=key, clock=clock, rng=random.Random())  # noqa: S311 - jitter
-    return LnurlWallet(config, make_web(settings), line, lambda draft: draft.sign(key, int(clock())), clock)
-
-
-def make_web(settings: Settings) -> Web:
-    """Return the guarded way to web hosts that strangers, or a lightning address, name."""
-    private = settings.relays.allow_private_hosts
-    return Web(WebPolicy(allow_private=private, timeout_s=settings.wallet.timeout_s))
-
-
-def make_payees(settings: Settings, clock: Clock) -> Payees:
-    """Return where strangers are paid: lightning addresses."""
-    from pylon.wallets.lnurl_pay import LightningAddresses
-
-    return LightningAddresses(make_web(settings), network=settings.wallet.network.value, clock=clock)
-
-
-def make_zap_author(settings: Settings, clock: Clock) -> Callable[[], Awaitable[str | None]] | None:
-    """Return what asks whose key signs the zap receipts of our own address; None without an address."""
-    from pylon.wallets.lnurl_pay import LightningAddresses
-
-    address = own_address(settings)
-    if not address:
-        return None
-    addresses = LightningAddresses(make_web(settings), network=settings.wallet.network.value, clock=clock)
-    return partial(addresses.zap_author, address)
-
-
-def own_address(settings: Settings) -> str:
-    """Return the lightning address that is announced (`lud16`): the one set for that, else the wallet's; or ""."""
-    return settings.announce.lud16 or settings.wallet.address or ""
-
-
-def _make_line(settings: Settings, uri: WalletUri, clock: Clock) -> PoolLine:
-    """Return the line to a wallet, under the key of its connection. Raises `SettingsError`."""
-    pool = make_pool_config(settings)
-    config = replace(
-        pool,
-        urls=uri.relays,
-        backoff_max_s=max(pool.backoff_min_s, min(pool.backoff_max_s, _LINE_BACKOFF_S)),
-        max_frame_bytes=max(pool.max_frame_bytes, _LINE_FRAME_BYTES),
-        overlap_s=_LINE_OVERLAP_S,
-    )
-    try:
-        return PoolLine(config, key=uri.key, clock=clock, rng=random.Random())  # noqa: S311 - jitter, not secrets
-    except DialRefused as refused:
-        raise SettingsError("wallet.uri", f"a relay of the connection: {refused}") from None
-
-
-def _wallet_secret(settings: Settings, key: str) -> str:
-    """Return a secret of the wallet. Raises `SettingsError` with the ways to give it."""
-    secret: SecretStr | None = getattr(settings.wallet, key)
-    if secret is None:
-        how = f"missing: pylon wallet connect, PYLON_WALLET_{key.upper()}, or a systemd credential wallet_{key}"
-        raise SettingsError(f"wallet.{key}", how)
-    return secret.get_secret_value()
-
-
-def make_pool_config(settings: Settings) -> PoolConfig:
-    """Return the relays' configuration."""
-    relays = settings.relays
-    paced = not all(_is_local(url) for url in relays.urls)
-    return PoolConfig(
-        urls=tuple(relays.urls),
-        connect_timeout_s=relays.connect_timeout_s,
-        ping_interval_s=relays.ping_interval_s,
-        pong_timeout_s=relays.pong_timeout_s,
-        backoff_min_s=relays.backoff_min_s,
-        backoff_max_s=relays.backoff_max_s,
-        max_frame_bytes=relays.max_frame_bytes,
-        publish_timeout_s=relays.publish_timeout_s,
-        messages_per_s=relays.messages_per_s if paced else 0,
-        subscriptions_per_minute=relays.subscriptions_per_minute if paced else 0,
-        customer_relays_per_job=relays.customer_relays_per_job,
-        customer_relays_total=relays.customer_relays_total,
-        allow_private_hosts=relays.allow_private_hosts,
-    )
 
 
 def make_recorder_config(settings: Settings) -> RecorderConfig:
@@ -423,11 +296,3 @@ def make_refunder_config(settings: Settings) -> RefunderConfig:
         max_msats_per_day=limits.max_msats_per_day,
         repayment=RepaymentConfig(max_fee_msats=limits.max_fee_msats, grace_s=settings.payment.invoice_grace_s),
     )
-
-
-def _is_local(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
