@@ -210,6 +210,7 @@ async def test_a_forgery_does_not_make_us_deaf_to_the_real_event(tmp_path: Path)
             replace(event, sig="00" * 64),
             replace(event, content="altered"),
             replace(event, pubkey=STRANGER.public_hex),
+            replace(event, pubkey=PROVIDER.public_hex),
             replace(event, pubkey="ff" * 32),
             replace(event, created_at=event.created_at + 1),
         ):
@@ -217,7 +218,7 @@ async def test_a_forgery_does_not_make_us_deaf_to_the_real_event(tmp_path: Path)
         assert world.relays.live == []
         assert house.offer(event) is None
         await house.reaches(event.id, Work.DELIVERED)
-        assert house.intake.counters.as_dict() == {"bad-signature": 5}
+        assert house.intake.counters.as_dict() == {"bad-signature": 6}
 
 
 # --- models ---------------------------------------------------------------------------------------------------
