@@ -253,8 +253,9 @@ async def test_one_request_signed_again_is_one_job(tmp_path: Path) -> None:
 @contextmanager
 def trap() -> Iterator[socket.socket]:
     """Listen on every address of this machine, for whoever should not call."""
-    dual = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
-    with socket.create_server(("", 0), **dual) as door:
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    with socket.create_server(("", 0), family=family, dualstack_ipv6=dual) as door:
         door.setblocking(False)
         yield door
 
