@@ -281,6 +281,7 @@ class Daemon:
     async def _wind_down(self) -> None:
         """Take no more jobs, let what runs finish, have stored events confirmed; each within its time."""
         self.parts.intake.stopped = "the provider is stopping"
+        self.parts.runner.start_nothing_more()
         log.info("stopping: running jobs may finish", timeout_s=self._settings.daemon.stop_timeout_s)
         async with anyio.create_task_group() as tasks:
 

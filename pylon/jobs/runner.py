@@ -122,9 +122,13 @@ class Runner:
                 tasks.start_soon(self._watch_health, backend)
             task_status.started()
 
+    def start_nothing_more(self) -> None:
+        """Leave what waits where it is, from now on."""
+        self._draining = True
+
     async def drain(self) -> None:
         """Start nothing more, and return when the last attempt, or start of one, that was under way has ended."""
-        self._draining = True
+        self.start_nothing_more()
         while any(lane.busy for lane in self._lanes.values()):
             self._idle = anyio.Event()
             await self._idle.wait()

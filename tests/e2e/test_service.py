@@ -159,6 +159,29 @@ async def test_a_graceful_stop_delivers_what_runs_and_keeps_what_waits(tmp_path:
                 assert (await order.result()).content == "done"
 
 
+async def test_nothing_begins_while_a_silent_relay_holds_up_the_stop(tmp_path: Path) -> None:
+    """The last word to customers is waited for; a slot that is free meanwhile stays free."""
+    async with scripted_server() as script:
+        gate = Gate(script)
+        with relay_process() as relay:
+            settings = market_settings(relay.url, backend_url=gate.url, slots=1)
+            async with (
+                provider(tmp_path, settings) as daemon,
+                shop(relay.url, provider=daemon.pubkey) as customer,
+            ):
+                orders = [await customer.order() for _ in range(2)]
+                await gate.until_waiting(1)
+                await daemon.until(lambda status: status.intake.accepted == 2, "with a job that waits")
+                relay.pause()
+                daemon.send(signal.SIGTERM)
+                await daemon.until(lambda status: status.state == "stopping", "stopping")
+                gate.open.set()
+                assert await daemon.ended() == 0
+                details = [daemon.reports().detail(order.id) for order in orders]
+                assert [each and each.job.work for each in details] == [Work.PRODUCED, Work.QUEUED]
+                assert gate.waiting == 1
+
+
 async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     async with scripted_server() as script:
         gate = Gate(script)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,11 @@ class RelayProcess:
         assert word == "READY", "the relay did not start"
         self._port = int(self.url.rpartition(":")[2])
         return self.url
+
+    def pause(self) -> None:
+        """Stop it where it stands: its connections stay, and nothing is answered, until it is killed."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         """Kill it as a crash would."""

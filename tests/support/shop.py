@@ -146,6 +146,13 @@ class Shop:
         order = self._ear.orders[request.id] = Order(request)
         return order
 
+    def forget(self, order: Order) -> None:
+        """Keep nothing of a request any more, for tests that make very many."""
+        self._ear.orders.pop(order.id, None)
+        self._ear.published.pop(order.id, None)
+        self._ear.confirmed_by.pop(order.id, None)
+        self._ear.gave.pop(order.id, None)
+
     async def cancel(self, order: Order) -> None:
         """Publish the cancellation of a request."""
         await self.publish(cancel_draft(order.id, KIND, "").sign(self.key, int(time.time())))
