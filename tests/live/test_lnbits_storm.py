@@ -38,7 +38,7 @@ OUTSTANDING = 24
 QUIET_LIMIT_S = 120.0
 MANNERS = (*[Manner.PAYS] * 12, *[Manner.CANCELS] * 2, Manner.DAWDLES, Manner.CANCELS_UNPAID, Manner.PAYS_TWICE)
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.live]
 
 
 @dataclass
