@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
@@ -11,8 +10,7 @@ import anyio.to_thread
 
 from pylon.customer.updates import PaymentRequired
 from pylon.jobs.ports import Clock, WalletRefused, WalletUnavailable
-from pylon.nostr.bolt11 import BadInvoice, InvoiceFacts, check_invoice, read_invoice
-from pylon.nostr.event import is_hex
+from pylon.nostr.bolt11 import BadInvoice, InvoiceFacts, check_invoice, proves, read_invoice
 
 MIN_REMAINING_S: Final = 5
 """An invoice that expires sooner is not paid: the payment would arrive too late."""
@@ -109,11 +107,7 @@ class Till:
         except (WalletRefused, WalletUnavailable):
             self._stage = _Stage.UNPAID
             raise
-        if not _proves(preimage, facts.payment_hash):
+        if not proves(preimage, facts.payment_hash):
             raise PaymentInDoubt("the wallet says that it paid, and its proof does not belong to this invoice")
         self._stage = _Stage.PAID
         return Receipt(asked.provider, asked.amount_msats, asked.bolt11, facts.payment_hash, preimage)
-
-
-def _proves(preimage: str, payment_hash: str) -> bool:
-    return is_hex(preimage, 64) and hashlib.sha256(bytes.fromhex(preimage)).hexdigest() == payment_hash

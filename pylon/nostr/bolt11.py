@@ -11,6 +11,7 @@ judged: they are the paying node's concern.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -136,6 +137,11 @@ def check_invoice(
         raise BadInvoice("the invoice commits to another description")
     if payee is not None and facts.payee != payee:
         raise BadInvoice("the invoice was signed by another node")
+
+
+def proves(preimage: str, payment_hash: str) -> bool:
+    """Tell whether a preimage (hex) is that of a payment hash; False for whatever is no preimage."""
+    return is_hex(preimage, 64) and hashlib.sha256(bytes.fromhex(preimage)).hexdigest() == payment_hash
 
 
 def _read_prefix(lowered: str) -> tuple[Network, int | None]:

@@ -5,7 +5,6 @@ Whatever answers is not trusted: an answer of another shape than the API's is a 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from pylon.jobs.ports import (
     WalletRefused,
     WalletState,
 )
-from pylon.nostr.bolt11 import BadInvoice, Network, read_invoice
+from pylon.nostr.bolt11 import BadInvoice, Network, proves, read_invoice
 from pylon.nostr.event import is_hex
 from pylon.wallets.answers import MAX_SECONDS, BadAnswer, Fields
 from pylon.wallets.http import TokenRefused, WalletHttp
@@ -293,7 +292,7 @@ class FakePayer:
             preimage = Fields(answer).digest("preimage")
         except BadAnswer as error:
             raise http.unclear(f"answered {error}", mutating=True) from error
-        if hashlib.sha256(bytes.fromhex(preimage)).hexdigest() != payment_hash:
+        if not proves(preimage, payment_hash):
             raise http.unclear("answered a preimage of another invoice", mutating=True)
         return preimage
 

@@ -10,7 +10,6 @@ so nobody pays it.
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -42,7 +41,7 @@ from pylon.jobs.ports import (
     WalletUnavailable,
 )
 from pylon.net.web import Web
-from pylon.nostr.bolt11 import BadInvoice
+from pylon.nostr.bolt11 import BadInvoice, proves
 from pylon.nostr.event import Draft, Event
 from pylon.nostr.lnurl import InvoiceAnswer, LightningAddress, PayOffer, description_hash, encode_lnurl
 from pylon.nostr.nip57 import zap_request_draft
@@ -315,7 +314,7 @@ class LnurlWallet:
             return answer is not None
         other = answer.bolt11 is not None and answer.bolt11.lower() != row.bolt11
         preimage = answer.preimage
-        if other or (preimage and hashlib.sha256(bytes.fromhex(preimage)).hexdigest() != row.payment_hash):
+        if other or (preimage and not proves(preimage, row.payment_hash)):
             raise WalletUnavailable(f"{self._config.address} speaks of another invoice than it was asked about")
         await self._settle(row, int(self._clock()))
         return True

@@ -31,7 +31,7 @@ from pylon.jobs.ports import (
     WalletState,
     WalletUnavailable,
 )
-from pylon.nostr.bolt11 import BadInvoice, InvoiceFacts, read_invoice
+from pylon.nostr.bolt11 import BadInvoice, InvoiceFacts, proves, read_invoice
 from pylon.nostr.nip47 import (
     OWN_ID,
     BadReply,
@@ -53,7 +53,6 @@ from pylon.wallets.nwc_answers import (
     is_ours,
     made_invoice,
     payment_of,
-    proves,
     received_of,
     transaction_of,
 )

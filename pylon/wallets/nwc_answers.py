@@ -20,8 +20,7 @@ from pylon.jobs.ports import (
     WalletRefused,
     WalletUnavailable,
 )
-from pylon.nostr.bolt11 import BadInvoice, read_invoice
-from pylon.nostr.event import is_hex
+from pylon.nostr.bolt11 import BadInvoice, proves, read_invoice
 from pylon.nostr.nip47 import BadReply, ErrorCode, Failure, Method, Result, TransactionState, WalletTransaction
 from pylon.text import printable
 
@@ -170,11 +169,6 @@ def transaction_of(found: WalletTransaction) -> Transaction:
         settled_at=found.settled_at,
         description=found.description,
     )
-
-
-def proves(preimage: str, payment_hash: str) -> bool:
-    """Tell whether a preimage (hex) is that of a payment hash."""
-    return is_hex(preimage, 64) and hashlib.sha256(bytes.fromhex(preimage)).hexdigest() == payment_hash
 
 
 def _names(text: str, own_id: str) -> bool:
