@@ -31,7 +31,8 @@ from pylon.jobs.ports import (
 from pylon.nostr.bolt11 import BadInvoice, Network, proves, read_invoice
 from pylon.nostr.event import is_hex
 from pylon.wallets.answers import MAX_SECONDS, BadAnswer, Fields
-from pylon.wallets.http import TokenRefused, WalletHttp
+from pylon.wallets.http import WalletHttp
+from pylon.wallets.outcomes import Health
 
 SILENCE_S: Final = 15.0
 """The server says something every 5 s; a stream that is silent for longer is dead."""
@@ -82,8 +83,7 @@ class FakeWallet:
     def __init__(self, config: FakeWalletConfig, clock: Clock) -> None:
         self._http = config.connect()
         self._clock = clock
-        self._fault = "not asked yet"
-        self._answered_at: float | None = None
+        self._health = Health(clock)
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Hold the wallet's connections; see `Wallet`."""
@@ -91,9 +91,7 @@ class FakeWallet:
 
     def state(self) -> WalletState:
         """Return the outcome of the last call; a refusal for a reason other than the token is an answer too."""
-        detail = self._fault
-        if detail and self._answered_at is not None:
-            detail += f" (last answer {max(0, int(self._clock() - self._answered_at))} s ago)"
+        detail = self._health.detail()
         return WalletState(
             name=self.name,
             kind=self.name,
@@ -214,11 +212,11 @@ class FakeWallet:
             async with aclosing(self._http.lines("/v1/settlements", silence_s=SILENCE_S)) as lines:
                 async for line in lines:
                     received = self._settlement(line) if line else None
-                    self._note(None)
+                    self._health.note(None)
                     if received is not None:
                         yield received
         except WalletError as error:
-            self._note(error)
+            self._health.note(error)
             raise
 
     async def _ask(
@@ -235,9 +233,9 @@ class FakeWallet:
             answer = await self._http.call(method, path, mutating=mutating, params=params, body=body)
             result = self._understood(lambda: read(Fields(answer)), mutating=mutating)
         except WalletError as error:
-            self._note(error)
+            self._health.note(error)
             raise
-        self._note(None)
+        self._health.note(None)
         return result
 
     def _settlement(self, line: bytes) -> Received:
@@ -259,13 +257,6 @@ class FakeWallet:
             return read()
         except BadAnswer as error:
             raise self._http.unclear(f"answered {error}", mutating=mutating) from error
-
-    def _note(self, error: WalletError | None) -> None:
-        if error is None or (isinstance(error, WalletRefused) and not isinstance(error, TokenRefused)):
-            self._fault = ""
-            self._answered_at = self._clock()
-        else:
-            self._fault = str(error)
 
 
 class FakePayer:

@@ -17,8 +17,9 @@ import anyio
 import httpx
 import orjson
 
-from pylon.jobs.ports import WalletAmbiguous, WalletError, WalletRefused, WalletUnavailable
+from pylon.jobs.ports import WalletError, WalletRefused, WalletUnavailable
 from pylon.text import printable
+from pylon.wallets.outcomes import AccessRefused, in_doubt
 
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 MAX_LINE_BYTES: Final = 64 * 1024
@@ -35,8 +36,14 @@ _UNSENT: Final = (
 )
 
 
-class TokenRefused(WalletRefused):
+class TokenRefused(AccessRefused):
     """The wallet does not accept the token, so no call will succeed."""
+
+
+def unclear(label: str, what: str, *, mutating: bool) -> WalletError:
+    """Return the error for a request to the wallet `label` that left and was not answered as we understand it."""
+    doubt = "; it may have done what was asked" if mutating else ""
+    return in_doubt(f"{label} {what}{doubt}", mutating=mutating)
 
 
 class WalletHttp:
@@ -158,9 +165,7 @@ class WalletHttp:
 
     def unclear(self, what: str, *, mutating: bool) -> WalletError:
         """Return the error for a request that left and was not answered in a way we understand."""
-        if mutating:
-            return WalletAmbiguous(f"{self._label} {what}; it may have done what was asked")
-        return WalletUnavailable(f"{self._label} {what}")
+        return unclear(self._label, what, mutating=mutating)
 
     def _parse(self, status: int, raw: bytes, *, mutating: bool) -> dict[str, Any]:
         try:

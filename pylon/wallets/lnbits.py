@@ -14,8 +14,6 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-import httpx
-
 from pylon.jobs.ports import (
     Clock,
     Direction,
@@ -32,12 +30,12 @@ from pylon.jobs.ports import (
     WalletState,
     WalletUnavailable,
 )
-from pylon.nostr.bolt11 import BadInvoice, read_invoice
 from pylon.nostr.event import is_hex
 from pylon.wallets import lnbits_wire as wire
 from pylon.wallets.answers import BadAnswer
 from pylon.wallets.http import TokenRefused, WalletHttp
-from pylon.wallets.websocket import messages
+from pylon.wallets.outcomes import Health, read_payable, settlement_of
+from pylon.wallets.websocket import messages, websocket_url
 
 PAGE: Final = 500
 MAX_LISTED: Final = 100_000
@@ -91,8 +89,7 @@ class LnbitsWallet:
             timeout_s=config.timeout_s,
             key_header="X-Api-Key",
         )
-        self._fault = "not asked yet"
-        self._answered_at: float | None = None
+        self._health = Health(clock)
         self._network = ""
         self._pay_token_seen = config.pay_token is None
 
@@ -102,9 +99,7 @@ class LnbitsWallet:
 
     def state(self) -> WalletState:
         """Return the outcome of the last call; a refusal for a reason other than a key is an answer too."""
-        detail = self._fault
-        if detail and self._answered_at is not None:
-            detail += f" (last answer {max(0, int(self._clock() - self._answered_at))} s ago)"
+        detail = self._health.detail()
         paying = set() if self._config.pay_token is None else {WalletAbility.PAY}
         return WalletState(
             name=self.name,
@@ -122,7 +117,7 @@ class LnbitsWallet:
             if not self._pay_token_seen:
                 await self._try_pay_token()
         except WalletError as error:
-            self._note(error)
+            self._health.note(error)
         return self.state()
 
     async def create_invoice(self, request: InvoiceRequest) -> Invoice:
@@ -172,12 +167,7 @@ class LnbitsWallet:
         """
         if self._config.pay_token is None:
             raise WalletRefused("this LNbits wallet only receives: wallet.pay_token, its admin key, is not set")
-        try:
-            invoice = read_invoice(bolt11)
-        except BadInvoice as error:
-            raise WalletRefused(f"not paid: {error}") from error
-        if invoice.amount_msats is None:
-            raise WalletRefused("not paid: the invoice names no amount")
+        invoice, _ = read_payable(bolt11)
         known = await self.look_up_payment(invoice.payment_hash)
         if known is not None and known.state is not PaymentState.FAILED:
             return known
@@ -193,7 +183,7 @@ class LnbitsWallet:
         except (WalletRefused, WalletAmbiguous) as error:
             return await self._outcome(invoice.payment_hash, error, failed_before=known is not None)
         if row.payment_hash != invoice.payment_hash:
-            raise wire.unclear("answered a payment of another invoice", mutating=True)
+            raise self._http.unclear("answered a payment of another invoice", mutating=True)
         if row.direction is Direction.INCOMING:
             # It has an invoice of its own by this hash, which is closed, and leaves it at that.
             raise WalletRefused("not paid: the invoice is of a wallet in the same LNbits, and closed")
@@ -243,23 +233,21 @@ class LnbitsWallet:
 
         Raises `WalletUnavailable` when the stream breaks. A wrong key is no fault here: it hears nothing.
         """
-        url = httpx.URL(f"{self._config.url.rstrip('/')}/api/v1/ws/{self._config.token}")
-        url = url.copy_with(scheme="wss" if url.scheme == "https" else "ws")
+        url = websocket_url(f"{self._config.url.rstrip('/')}/api/v1/ws/{self._config.token}")
         told: deque[str] = deque(maxlen=_RECENT)  # each is pushed twice
-        pushed = messages(str(url), label=wire.LABEL, headers={}, open_timeout_s=self._config.timeout_s)
+        pushed = messages(url, label=wire.LABEL, headers={}, open_timeout_s=self._config.timeout_s)
         try:
             async with aclosing(pushed):
                 async for text in pushed:
                     payment_hash = wire.pushed_hash(text)
                     if payment_hash is None or payment_hash in told:
                         continue
-                    found = await self.look_up(payment_hash)
-                    if found is not None and found.state is PaymentState.SETTLED:
+                    received = settlement_of(await self.look_up(payment_hash), self._clock())
+                    if received is not None:
                         told.append(payment_hash)
-                        settled_at = int(self._clock()) if found.settled_at is None else found.settled_at
-                        yield Received(payment_hash, found.received_msats, settled_at)
+                        yield received
         except WalletError as error:
-            self._note(error)
+            self._health.note(error)
             raise
 
     # --- asking -----------------------------------------------------------------------------------------------
@@ -312,19 +300,12 @@ class LnbitsWallet:
             try:
                 result = read(value)
             except BadAnswer as error:
-                raise wire.unclear(f"answered {error}", mutating=mutating) from error
+                raise self._http.unclear(f"answered {error}", mutating=mutating) from error
         except WalletError as error:
-            self._note(error)
+            self._health.note(error)
             raise
-        self._note(None)
+        self._health.note(None)
         return result
-
-    def _note(self, error: WalletError | None) -> None:
-        if error is None or (isinstance(error, WalletRefused) and not isinstance(error, TokenRefused)):
-            self._fault = ""
-            self._answered_at = self._clock()
-        else:
-            self._fault = str(error)
 
 
 def _under(own_id: str) -> dict[str, Any]:

@@ -20,15 +20,13 @@ from pylon.jobs.ports import (
     Payment,
     PaymentState,
     Transaction,
-    WalletAmbiguous,
-    WalletError,
     WalletRefused,
     WalletUnavailable,
 )
 from pylon.nostr.bolt11 import MAX_INVOICE_CHARS, BadInvoice, InvoiceFacts, read_invoice
 from pylon.text import printable
 from pylon.wallets.answers import MAX_MSATS, MAX_SECONDS, BadAnswer, Fields
-from pylon.wallets.http import TokenRefused
+from pylon.wallets.http import TokenRefused, unclear
 
 LABEL: Final = "LNbits"
 OWN_ID_KEY: Final = "pylon_own_id"
@@ -123,7 +121,7 @@ def answer(status: int, raw: bytes, *, mutating: bool, key_name: str) -> Any:
         value = None
     if 200 <= status < 300:
         if value is None:
-            raise unclear("answered something that is not JSON", mutating=mutating)
+            raise unclear(LABEL, "answered something that is not JSON", mutating=mutating)
         return value
     detail, word = (value.get("detail"), value.get("status")) if isinstance(value, dict) else (None, None)
     said = printable(detail) if isinstance(detail, str) and detail else f"HTTP status {status}"
@@ -137,14 +135,7 @@ def answer(status: int, raw: bytes, *, mutating: bool, key_name: str) -> Any:
     if 400 <= status < 500 or (status == 520 and word == "failed" and isinstance(detail, str)):
         raise WalletRefused(f"{LABEL} refused: {said}")
     told = f": {said}" if isinstance(detail, str) else ""
-    raise unclear(f"answered with HTTP status {status}{told}", mutating=mutating)
-
-
-def unclear(what: str, *, mutating: bool) -> WalletError:
-    """Return the error for a request that left and was not answered in a way we understand."""
-    if mutating:
-        return WalletAmbiguous(f"{LABEL} {what}; it may have done what was asked")
-    return WalletUnavailable(f"{LABEL} {what}")
+    raise unclear(LABEL, f"answered with HTTP status {status}{told}", mutating=mutating)
 
 
 def made(value: Any, request: InvoiceRequest) -> tuple[Invoice, str]:

@@ -31,7 +31,7 @@ from pylon.jobs.ports import (
     WalletState,
     WalletUnavailable,
 )
-from pylon.nostr.bolt11 import BadInvoice, InvoiceFacts, proves, read_invoice
+from pylon.nostr.bolt11 import InvoiceFacts, proves
 from pylon.nostr.nip47 import (
     OWN_ID,
     BadReply,
@@ -58,6 +58,7 @@ from pylon.wallets.nwc_answers import (
 )
 from pylon.wallets.nwc_calls import LOOK_BACK_S, NwcCalls
 from pylon.wallets.nwc_link import EXPIRY_MARGIN_S, NwcLink
+from pylon.wallets.outcomes import read_payable
 
 PAY_TIMEOUT_S: Final = 60.0
 """How long a payment may be under way before it is asked about instead."""
@@ -165,12 +166,7 @@ class NwcWallet:
         again only when the wallet knows of no payment and an earlier request has expired.
         `max_fee_msats` cannot be told to the wallet.
         """
-        try:
-            facts = await anyio.to_thread.run_sync(read_invoice, bolt11)
-        except BadInvoice as error:
-            raise WalletRefused(f"not paid: {error}") from error
-        if facts.amount_msats is None:
-            raise WalletRefused("not paid: the invoice names no amount")
+        facts, _ = await anyio.to_thread.run_sync(read_payable, bolt11)
         if facts.payment_hash in self._paying:
             raise WalletAmbiguous("the payment is under way")
         self._paying.add(facts.payment_hash)

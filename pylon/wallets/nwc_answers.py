@@ -15,7 +15,6 @@ from pylon.jobs.ports import (
     PaymentState,
     Received,
     Transaction,
-    WalletAmbiguous,
     WalletError,
     WalletRefused,
     WalletUnavailable,
@@ -23,6 +22,7 @@ from pylon.jobs.ports import (
 from pylon.nostr.bolt11 import BadInvoice, proves, read_invoice
 from pylon.nostr.nip47 import BadReply, ErrorCode, Failure, Method, Result, TransactionState, WalletTransaction
 from pylon.text import printable
+from pylon.wallets.outcomes import AccessRefused, in_doubt
 
 _STATES: Final = {
     TransactionState.PENDING: PaymentState.PENDING,
@@ -46,7 +46,7 @@ _FAULTS: Final = frozenset(
 _CONNECTION_FAULTS: Final = frozenset({ErrorCode.UNAUTHORIZED, ErrorCode.UNSUPPORTED_ENCRYPTION})
 
 
-class ConnectionRefused(WalletRefused):
+class ConnectionRefused(AccessRefused):
     """The wallet refuses the connection as a whole, not only one call."""
 
 
@@ -66,7 +66,7 @@ def error_of(failure: Failure, method: str, *, mutating: bool) -> WalletError:
     if failure.code == ErrorCode.OTHER and method == Method.MAKE_INVOICE:
         return WalletRefused(f"the wallet refuses to make the invoice{tail}")
     sentence = f"the wallet failed at {method} ({printable(failure.code)}){tail}"
-    return WalletAmbiguous(sentence) if mutating else WalletUnavailable(sentence)
+    return in_doubt(sentence, mutating=mutating)
 
 
 def is_fault(failure: Failure) -> bool:

@@ -8,7 +8,6 @@ from typing import Any, Final, TypeVar
 from pylon.jobs.ports import (
     Clock,
     WalletAbility,
-    WalletAmbiguous,
     WalletError,
     WalletRefused,
     WalletUnavailable,
@@ -27,6 +26,7 @@ from pylon.nostr.nip47 import (
 )
 from pylon.wallets.nwc_answers import ConnectionRefused, error_of, is_fault
 from pylon.wallets.nwc_link import NwcLink
+from pylon.wallets.outcomes import Health, in_doubt
 
 PAGE: Final = 20
 """Transactions asked for at once: more would not fit into the 64 KiB that NIP-44 and many relays carry."""
@@ -55,8 +55,7 @@ class NwcCalls:
     def __init__(self, link: NwcLink, clock: Clock) -> None:
         self._link = link
         self._clock = clock
-        self._fault = "not asked yet"
-        self._answered_at: float | None = None
+        self._health = Health(clock)
         self._methods: frozenset[str] | None = None
         self._withheld: set[str] = set()  # methods that were announced, and refused
         self.network = ""
@@ -65,16 +64,11 @@ class NwcCalls:
 
     def fault(self) -> str:
         """Return what the last call says is wrong with the wallet, "" when nothing is."""
-        detail = self._link.fault() or self._fault
-        if detail and self._answered_at is not None:
-            detail += f" (last answer {max(0, int(self._clock() - self._answered_at))} s ago)"
-        return detail
+        return self._health.detail(self._link.fault())
 
     async def check(self) -> None:
         """Ask for the wallet's own account of itself, unless it has just answered. Raises `WalletError`."""
-        answered_at = self._answered_at
-        fresh = not self._fault and answered_at is not None and 0 <= self._clock() - answered_at < _FRESH_S
-        if self._methods is None or self._link.fault() or not fresh:
+        if self._methods is None or self._link.fault() or not self._health.is_fresh(_FRESH_S):
             await self._look_around()
 
     def abilities(self) -> frozenset[WalletAbility]:
@@ -108,12 +102,12 @@ class NwcCalls:
             reply = await self._link.ask(method, params, mutating=mutating, timeout_s=timeout_s)
         except WalletError as error:
             if not isinstance(error, WalletRefused) or isinstance(error, ConnectionRefused):
-                self._note(error)
+                self._health.note(error)
             raise
         fault = None
         if isinstance(reply, Failure) and is_fault(reply):
             fault = error_of(reply, method, mutating=mutating)
-        self._note(fault)
+        self._health.note(fault)
         return reply
 
     async def by_hash(self, payment_hash: str, *, incoming: bool) -> WalletTransaction | None:
@@ -195,17 +189,9 @@ class NwcCalls:
         try:
             return read(reply)
         except BadReply as error:
-            sentence = f"the wallet answered {method} with {error}"
-            unclear = WalletAmbiguous(sentence) if mutating else WalletUnavailable(sentence)
-            self._note(unclear)
-            raise unclear from error
-
-    def _note(self, error: WalletError | None) -> None:
-        if error is None:
-            self._fault = ""
-            self._answered_at = self._clock()
-        else:
-            self._fault = str(error)
+            doubt = in_doubt(f"the wallet answered {method} with {error}", mutating=mutating)
+            self._health.note(doubt)
+            raise doubt from error
 
 
 def _transaction_under(payment_hash: str) -> Callable[[Result], WalletTransaction]:

@@ -23,7 +23,6 @@ from pylon.jobs.ports import (
     Clock,
     LineDown,
     RelayLine,
-    WalletAmbiguous,
     WalletError,
     WalletRefused,
     WalletUnavailable,
@@ -50,6 +49,7 @@ from pylon.nostr.nip47 import (
 )
 from pylon.tasks import beside
 from pylon.wallets.nwc_answers import ConnectionRefused
+from pylon.wallets.outcomes import in_doubt
 
 EXPIRY_MARGIN_S: Final = 60
 """How much longer than we wait a request is valid: the wallet's clock is not ours."""
@@ -151,7 +151,7 @@ class NwcLink:
             raise waiter.error
         if waiter.reply is None:
             heard = "a relay took it" if waiter.confirmed else "no relay confirmed it"
-            raise _unclear(mutating, f"the wallet did not answer {method} within {wait_s:g} s ({heard})")
+            raise in_doubt(f"the wallet did not answer {method} within {wait_s:g} s ({heard})", mutating=mutating)
         return waiter.reply
 
     def _request(self, method: Method, params: Mapping[str, Any], encryption: Encryption, wait_s: float) -> Event:
@@ -238,7 +238,8 @@ class NwcLink:
         try:
             waiter.end(read_response(text, waiter.method))
         except BadReply as error:
-            waiter.end(error=_unclear(waiter.mutating, f"the wallet answered {waiter.method} with {error}"))
+            sentence = f"the wallet answered {waiter.method} with {error}"
+            waiter.end(error=in_doubt(sentence, mutating=waiter.mutating))
         return None
 
     def _hear_notice(self, event: Event) -> str | None:
@@ -303,7 +304,3 @@ class NwcLink:
             "since": since,
         }
         return [{"kinds": [INFO_KIND], "authors": wallet, "limit": 1}, responses, notices]
-
-
-def _unclear(mutating: bool, sentence: str) -> WalletError:
-    return WalletAmbiguous(sentence) if mutating else WalletUnavailable(sentence)

@@ -31,12 +31,12 @@ from pylon.jobs.ports import (
     WalletState,
     WalletUnavailable,
 )
-from pylon.nostr.bolt11 import BadInvoice, read_invoice
 from pylon.nostr.event import is_hex
 from pylon.wallets import phoenixd_wire as wire
 from pylon.wallets.answers import BadAnswer
 from pylon.wallets.http import TokenRefused, WalletHttp
-from pylon.wallets.websocket import messages
+from pylon.wallets.outcomes import Health, read_payable, settlement_of
+from pylon.wallets.websocket import messages, websocket_url
 
 PAGE: Final = 500
 MAX_LISTED: Final = 100_000
@@ -89,8 +89,7 @@ class PhoenixdWallet:
             timeout_s=config.timeout_s,
             authorization=config.authorization,
         )
-        self._fault = "not asked yet"
-        self._answered_at: float | None = None
+        self._health = Health(clock)
         self._network = ""
         self._may_pay: bool | None = None
         self._sent: dict[str, float] = {}
@@ -101,9 +100,7 @@ class PhoenixdWallet:
 
     def state(self) -> WalletState:
         """Return the outcome of the last call; a refusal for a reason other than the password is an answer too."""
-        detail = self._fault
-        if detail and self._answered_at is not None:
-            detail += f" (last answer {max(0, int(self._clock() - self._answered_at))} s ago)"
+        detail = self._health.detail()
         paying = {WalletAbility.PAY} if self._may_pay else set()
         return WalletState(
             name=self.name,
@@ -170,17 +167,12 @@ class PhoenixdWallet:
 
         After `WalletAmbiguous` the same call again tells what came of it.
         """
-        try:
-            invoice = read_invoice(bolt11)
-        except BadInvoice as error:
-            raise WalletRefused(f"not paid: {error}") from error
-        if invoice.amount_msats is None:
-            raise WalletRefused("not paid: the invoice names no amount")
+        invoice, amount_msats = read_payable(bolt11)
         payment_hash = invoice.payment_hash
         known = await self.look_up_payment(payment_hash)
         if known is not None and known.state is not PaymentState.FAILED:
             return known
-        self._refuse_early(payment_hash, invoice.amount_msats, max_fee_msats, failed=known is not None)
+        self._refuse_early(payment_hash, amount_msats, max_fee_msats, failed=known is not None)
         self._sent[payment_hash] = self._clock()
         try:
             reason = await self._ask(
@@ -190,14 +182,14 @@ class PhoenixdWallet:
             # The look-up before was answered, so the password is right and may not pay.
             del self._sent[payment_hash]
             self._may_pay = False
-            self._note(None)
+            self._health.note(None)
             raise WalletRefused(
                 "phoenixd does not let this password pay: it is the one for limited access; use http-password"
             ) from error
         except (WalletRefused, WalletUnavailable):
             del self._sent[payment_hash]
             raise
-        return await self._outcome(payment_hash, reason, invoice.amount_msats)
+        return await self._outcome(payment_hash, reason, amount_msats)
 
     def _refuse_early(self, payment_hash: str, amount_msats: int, max_fee_msats: int, *, failed: bool) -> None:
         fee_msats = wire.expected_fee_msats(amount_msats)
@@ -246,21 +238,20 @@ class PhoenixdWallet:
 
         Raises `WalletUnavailable` when the stream breaks, `TokenRefused` when the password is wrong.
         """
-        url = httpx.URL(f"{self._config.url}/websocket")
-        url = url.copy_with(scheme="wss" if url.scheme == "https" else "ws")
+        url = websocket_url(f"{self._config.url}/websocket")
         headers = {"Authorization": self._config.authorization}
         try:
             async with aclosing(
-                messages(str(url), label=_LABEL, headers=headers, open_timeout_s=self._config.timeout_s)
+                messages(url, label=_LABEL, headers=headers, open_timeout_s=self._config.timeout_s)
             ) as pushed:
                 async for text in pushed:
                     payment_hash = self._understood(partial(wire.pushed_hash, text), mutating=False)
                     found = None if payment_hash is None else await self.look_up(payment_hash)
-                    if found is not None and found.state is PaymentState.SETTLED:
-                        settled_at = int(self._clock()) if found.settled_at is None else found.settled_at
-                        yield Received(found.payment_hash, found.received_msats, settled_at)
+                    received = settlement_of(found, self._clock())
+                    if received is not None:
+                        yield received
         except WalletError as error:
-            self._note(error)
+            self._health.note(error)
             raise
 
     # --- asking -----------------------------------------------------------------------------------------------
@@ -321,9 +312,9 @@ class PhoenixdWallet:
             body = self._body(status, raw, mutating=mutating, none=none)
             result = self._understood(lambda: read(body), mutating=mutating)
         except WalletError as error:
-            self._note(error)
+            self._health.note(error)
             raise
-        self._note(None)
+        self._health.note(None)
         return result
 
     def _body(self, status: int, raw: bytes, *, mutating: bool, none: bool) -> bytes:
@@ -348,10 +339,3 @@ class PhoenixdWallet:
             return read()
         except BadAnswer as error:
             raise self._http.unclear(f"answered {error}", mutating=mutating) from error
-
-    def _note(self, error: WalletError | None) -> None:
-        if error is None or (isinstance(error, WalletRefused) and not isinstance(error, TokenRefused)):
-            self._fault = ""
-            self._answered_at = self._clock()
-        else:
-            self._fault = str(error)

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncGenerator, Mapping
 from typing import Final
 
+import httpx
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
@@ -24,6 +25,12 @@ _silent.setLevel(logging.CRITICAL + 1)  # it would hold the token; `disabled` is
 class _Connect(connect):
     def process_redirect(self, exc: Exception) -> Exception:
         return exc  # the token goes nowhere else
+
+
+def websocket_url(url: str) -> str:
+    """Return the websocket's URL for an http or https one."""
+    parsed = httpx.URL(url)
+    return str(parsed.copy_with(scheme="wss" if parsed.scheme == "https" else "ws"))
 
 
 async def messages(
