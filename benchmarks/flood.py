@@ -12,59 +12,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import os
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.market import Figures, measure
-from benchmarks.processes import Process, relay, running, wait_ready
+from benchmarks.processes import echo_daemon, relay
 from pylon.control.client import ControlClient
 from pylon.control.views import RelayLine
 from pylon.nostr.event import verify
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import EventMessage, parse_relay_message
-from pylon.paths import paths_under
 from tests.support.hostile_relay import hostile_process, unsigned_requests
 
 ATTACKS = ("invalid-signatures", "duplicates", "junk", "pings")
 CHECKED = 5_000
-
-CONFIG = """
-[relays]
-urls = ["{good}", "{bad}"]
-[payment]
-mode = "free"
-[intake]
-requests_per_customer_per_minute = 1000000
-[jobs]
-queue_size = 1000
-[log]
-level = "warning"
-[[backends]]
-name = "echo"
-kind = "echo"
-slots = 64
-[[models]]
-name = "echo"
-backend = "echo"
-"""
-
-
-@contextlib.contextmanager
-def provider(good: str, bad: str, key: SecretKey) -> Iterator[tuple[Process, ControlClient]]:
-    with tempfile.TemporaryDirectory(prefix="pylon-bench-") as home:
-        Path(home).chmod(0o700)
-        Path(home, "pylon.toml").write_text(CONFIG.format(good=good, bad=bad))
-        env = {**os.environ, "PYLON_HOME": home, "PYLON_NSEC": key.reveal_nsec()}
-        with running([sys.executable, "-m", "pylon", "start"], env, None) as process:
-            wait_ready(Path(home))
-            yield process, ControlClient(paths_under(Path(home)).control_socket, timeout_s=5)
 
 
 def checks_per_s() -> float:
@@ -106,7 +69,7 @@ def main() -> None:
         with (
             relay(options.port) as good,
             hostile_process(attack, key.public_hex) as bad,
-            provider(good, bad.url, key) as (process, control),
+            echo_daemon(good, bad.url, key=key) as (process, control),
         ):
             for outstanding in options.outstanding:
                 figures = asyncio.run(measure(good, process, jobs, outstanding))

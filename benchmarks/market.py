@@ -19,7 +19,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ from pathlib import Path
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
 
-from benchmarks.processes import Process, relay, running, wait_ready
+from benchmarks.processes import Process, echo_daemon, relay, running
 from pylon.nostr.event import Event, parse_event, verify
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import event_frame
@@ -40,27 +39,6 @@ MESSAGES_PER_CONNECTION = 5000
 TIME_LIMIT_S = 120
 LOT = 400
 PROMPT = "the quick brown fox jumps over the lazy dog and runs on through the night"
-
-CONFIG = """
-[relays]
-urls = ["{relay}"]
-backoff_min_s = 0.01
-[payment]
-mode = "free"
-[intake]
-requests_per_customer_per_minute = 1000000
-[jobs]
-queue_size = 1000
-[log]
-level = "warning"
-[[backends]]
-name = "echo"
-kind = "echo"
-slots = 64
-[[models]]
-name = "echo"
-backend = "echo"
-"""
 
 
 @dataclass(frozen=True)
@@ -81,13 +59,8 @@ def provider(kind: str, url: str) -> Iterator[Process]:
         with running([sys.executable, "-m", f"benchmarks.{kind}_provider", url], dict(os.environ)) as process:
             yield process
         return
-    with tempfile.TemporaryDirectory(prefix="pylon-bench-") as home:
-        Path(home).chmod(0o700)
-        Path(home, "pylon.toml").write_text(CONFIG.format(relay=url))
-        env = {**os.environ, "PYLON_HOME": home, "PYLON_NSEC": SecretKey.generate().reveal_nsec()}
-        with running([sys.executable, "-m", "pylon", "start"], env, None) as process:
-            wait_ready(Path(home))
-            yield process
+    with echo_daemon(url, key=SecretKey.generate(), backoff_min_s=0.01) as (process, _):
+        yield process
 
 
 class Customer:

@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from pylon.control.client import ControlClient, ControlError
 from pylon.control.views import DaemonState
+from pylon.nostr.keys import SecretKey
 from pylon.paths import paths_under
 
 ROOT = Path(__file__).parents[1]
 READY_LIMIT_S = 20
+
+_ECHO_CONFIG: Final = """
+[relays]
+urls = {urls}
+backoff_min_s = {backoff_min_s}
+[payment]
+mode = "free"
+[intake]
+requests_per_customer_per_minute = 1000000
+[jobs]
+queue_size = 1000
+[log]
+level = "warning"
+[[backends]]
+name = "echo"
+kind = "echo"
+slots = 64
+[[models]]
+name = "echo"
+backend = "echo"
+"""
 
 
 class Process:
@@ -79,3 +104,17 @@ def wait_ready(home: Path) -> None:
                 return
         time.sleep(0.05)
     raise SystemExit("the daemon did not get ready")
+
+
+@contextlib.contextmanager
+def echo_daemon(*urls: str, key: SecretKey, backoff_min_s: float = 1.0) -> Iterator[tuple[Process, ControlClient]]:
+    """Run the real daemon on these relays: free mode, the echo backend, everything durable."""
+    with tempfile.TemporaryDirectory(prefix="pylon-bench-") as folder:
+        home = Path(folder)
+        home.chmod(0o700)
+        config = _ECHO_CONFIG.format(urls=json.dumps(urls), backoff_min_s=backoff_min_s)
+        (home / "pylon.toml").write_text(config)
+        env = {**os.environ, "PYLON_HOME": folder, "PYLON_NSEC": key.reveal_nsec()}
+        with running([sys.executable, "-m", "pylon", "start"], env, None) as process:
+            wait_ready(home)
+            yield process, ControlClient(paths_under(home).control_socket, timeout_s=5)

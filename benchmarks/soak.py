@@ -201,8 +201,11 @@ async def watch(soak: Soak, daemon: Provider) -> None:
         print(f"{soak.memory[-1][0]:6.0f} s  {soak.memory[-1][1]:6.1f} MB  {ends}", flush=True)
 
 
-def compare(soak: Soak, daemon: Provider, books: tuple[int, int, int], wallet_msats: int, minutes: float) -> Report:
-    """Compare what customers, database and wallet say."""
+def compare(
+    soak: Soak, daemon: Provider, books: tuple[int, int, int], wallet_msats: int, minutes: float, warm_s: float
+) -> Report:
+    """Compare what customers, database and wallet say. `warm_s` is when the memory should be steady."""
+    late = [(at_s, mb) for at_s, mb in soak.memory if at_s >= warm_s]
     jobs = jobs_of(daemon.paths.database)
     wrong = []
     delivered = {each.id for each in jobs.values() if each.work == Work.DELIVERED and each.settlements}
@@ -226,9 +229,9 @@ def compare(soak: Soak, daemon: Provider, books: tuple[int, int, int], wallet_ms
         lost=len(lost),
         p50_ms=times_ms[len(times_ms) // 2],
         p99_ms=times_ms[int(len(times_ms) * 0.99)],
-        warm_mb=0.0,
+        warm_mb=late[0][1] if late else 0.0,
         end_mb=soak.memory[-1][1] if soak.memory else 0.0,
-        slope_mb_per_hour=0.0,
+        slope_mb_per_hour=slope_per_hour(late),
         accidents=dict(soak.accidents),
         ends=dict(soak.ends),
         wrong=wrong,
@@ -277,12 +280,8 @@ async def soak_for(minutes: float, rate: int, warm_up: float, folder: Path) -> R
                 lambda now: is_quiet(now) and now.books.received_msats == settled, "quiet", limit_s=QUIET_LIMIT_S
             )
             books = (status.books.received_msats, status.books.earned_msats, status.books.owed_msats)
-            report = await anyio.to_thread.run_sync(compare, soak, daemon, books, settled, minutes)
-    warm_s = warm_up * 60 * minutes
-    late = [(at_s, mb) for at_s, mb in soak.memory if at_s >= warm_s]
-    return Report(
-        **{**asdict(report), "warm_mb": late[0][1] if late else 0.0, "slope_mb_per_hour": slope_per_hour(late)}
-    )
+            warm_s = warm_up * 60 * minutes
+            return await anyio.to_thread.run_sync(compare, soak, daemon, books, settled, minutes, warm_s)
 
 
 def main() -> None:
