@@ -20,7 +20,6 @@ from pylon.jobs.ports import (
     Invoice,
     InvoiceRequest,
     Payment,
-    PaymentState,
     Received,
     Transaction,
     WalletAbility,
@@ -32,7 +31,7 @@ from pylon.nostr.bolt11 import BadInvoice, Network, proves, read_invoice
 from pylon.nostr.event import is_hex
 from pylon.wallets.answers import MAX_SECONDS, BadAnswer, Fields
 from pylon.wallets.http import WalletHttp
-from pylon.wallets.outcomes import Health
+from pylon.wallets.outcomes import Health, invoice_line
 
 SILENCE_S: Final = 15.0
 """The server says something every 5 s; a stream that is silent for longer is dead."""
@@ -195,7 +194,7 @@ class FakeWallet:
         def read(answer: Fields) -> list[Transaction]:
             return [_outgoing(item) for item in answer.objects("payments")]
 
-        made = [_incoming(invoice) for invoice in await self.list_invoices(since)]
+        made = [invoice_line(invoice, invoice.own_id) for invoice in await self.list_invoices(since)]
         paid = await self._pages("/v1/payments", since, read)
         return tuple(sorted([*made, *paid], key=lambda each: each.created_at))
 
@@ -308,19 +307,6 @@ def _outgoing(answer: Fields) -> Transaction:
         created_at=at,
         fee_msats=paid.fee_msats,
         settled_at=at,
-    )
-
-
-def _incoming(invoice: Invoice) -> Transaction:
-    settled = invoice.state is PaymentState.SETTLED
-    return Transaction(
-        Direction.INCOMING,
-        invoice.payment_hash,
-        invoice.state,
-        invoice.received_msats if settled else invoice.amount_msats,
-        created_at=invoice.created_at,
-        settled_at=invoice.settled_at,
-        description=invoice.own_id,
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pylon.jobs.ports import (
     Clock,
+    Direction,
     Invoice,
     PaymentState,
     Received,
+    Transaction,
     WalletAmbiguous,
     WalletError,
     WalletRefused,
@@ -70,3 +72,17 @@ def settlement_of(invoice: Invoice | None, now: float) -> Received | None:
         return None
     settled_at = int(now) if invoice.settled_at is None else invoice.settled_at
     return Received(invoice.payment_hash, invoice.received_msats, settled_at)
+
+
+def invoice_line(invoice: Invoice, description: str, fee_msats: int = 0) -> Transaction:
+    """Return an invoice as a line of the wallet's list; `fee_msats` is what receiving cost."""
+    return Transaction(
+        Direction.INCOMING,
+        invoice.payment_hash,
+        invoice.state,
+        invoice.received_msats if invoice.state is PaymentState.SETTLED else invoice.amount_msats,
+        created_at=invoice.created_at,
+        fee_msats=fee_msats,
+        settled_at=invoice.settled_at,
+        description=description,
+    )

@@ -14,6 +14,7 @@ from pylon.jobs.ports import Direction, Invoice, InvoiceRequest, Payment, Paymen
 from pylon.nostr.bolt11 import MAX_INVOICE_CHARS, BadInvoice, Network, read_amount, read_invoice
 from pylon.text import printable
 from pylon.wallets.answers import MAX_MSATS, MAX_SECONDS, BadAnswer, Fields
+from pylon.wallets.outcomes import invoice_line
 
 NOT_KNOWN: Final = ("Not found", "Unknown endpoint")
 """How a 404 begins that means an unknown payment: of this version, and of those before it."""
@@ -46,18 +47,7 @@ class Incoming:
     @property
     def transaction(self) -> Transaction:
         """The same as a line of the wallet's list."""
-        invoice = self.invoice
-        settled = invoice.state is PaymentState.SETTLED
-        return Transaction(
-            Direction.INCOMING,
-            invoice.payment_hash,
-            invoice.state,
-            invoice.received_msats if settled else invoice.amount_msats,
-            created_at=invoice.created_at,
-            fee_msats=self.fee_msats,
-            settled_at=invoice.settled_at,
-            description=self.description,
-        )
+        return invoice_line(self.invoice, self.description, self.fee_msats)
 
 
 @dataclass(frozen=True, slots=True)
