@@ -20,22 +20,8 @@ from pylon.cli.bars import bar
 from pylon.cli.earnings import csv_text, parse_since, show_chart
 from pylon.cli.layout import Screen
 from pylon.control.views import BooksLine, EarningsBy, EarningsRow, EarningsView
-from tests.support.fake_daemon import fake_daemon
 
 Captured = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def daemon_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    home = tmp_path_factory.mktemp("home")
-    with fake_daemon(home):
-        yield home
-
-
-@pytest.fixture
-def running(daemon_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYLON_HOME", str(daemon_home))
-    return daemon_home
 
 
 def row(label: str, earned_msats: int) -> EarningsRow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -18,35 +18,9 @@ from pylon.control.views import EarningsBy, EarningsView, JobDetail, JobsQuery, 
 from pylon.lock import instance_lock
 from pylon.paths import paths_under
 from tests.support.control_views import JOBS, PLAINTEXT, STATUS
-from tests.support.fake_daemon import fake_daemon
+from tests.support.terminal import printed
 
 Captured = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def daemon_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    home = tmp_path_factory.mktemp("home")
-    with fake_daemon(home):
-        yield home
-
-
-@pytest.fixture
-def running(daemon_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYLON_HOME", str(daemon_home))
-    return daemon_home
-
-
-@pytest.fixture
-def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PYLON_HOME", str(tmp_path))
-    return tmp_path
-
-
-def printed(capsys: Captured) -> str:
-    out, err = capsys.readouterr()
-    assert err == ""
-    assert all(char.isprintable() or char == "\n" for char in out)
-    return out
 
 
 def test_refused(running: Path, capsys: Captured) -> None:

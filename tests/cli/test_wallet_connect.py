@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import stat
 import tomllib
 from collections.abc import Iterator
@@ -20,22 +19,7 @@ from tests.support.wallet import WalletProcess
 
 Captured = pytest.CaptureFixture[str]
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in [name for name in os.environ if name.startswith("PYLON_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
-    home = tmp_path / "home"
-    home.mkdir(mode=0o700)
-    monkeypatch.setenv("PYLON_HOME", str(home))
-    return home
-
-
-@pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WalletProcess]:
-    with WalletProcess(tmp_path_factory.mktemp("wallet")) as wallet:
-        yield wallet
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:

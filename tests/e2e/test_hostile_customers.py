@@ -22,14 +22,14 @@ import orjson
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
-from pylon.jobs.access import pow_bits
 from pylon.jobs.ports import WalletRefused
-from pylon.nostr.event import Draft, Event, compute_id, verify
+from pylon.nostr.event import Draft, Event, verify
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import FEEDBACK_KIND, ErrorPrefix, JobInput, request_draft
 from pylon.nostr.nip90_replies import parse_feedback
 from pylon.store.records import Money, Work
 from tests.support.aftermath import check_job, is_quiet, jobs_of, sums
+from tests.support.events import mined
 from tests.support.openai_server import DONE, STREAM_END, STREAM_HEAD, Wire, framed, piece, scripted_server, usage
 from tests.support.provider import MODEL, Provider, is_ready, market_settings, provider
 from tests.support.relay import relay_process
@@ -55,18 +55,6 @@ def request(key: SecretKey, provider_key: str, prompt: str, **options: Any) -> E
     return request_draft(KIND, [JobInput(prompt)], providers=[provider_key], **options).sign(key, int(time.time()))
 
 
-def mined(draft: Draft, key: SecretKey, bits: int) -> Event:
-    """Sign a draft that proves so much work."""
-    now = int(time.time())
-    for number in range(100_000):
-        tags = (*draft.tags, ("nonce", str(number), str(bits)))
-        if int(compute_id(key.public_hex, now, draft.kind, tags, draft.content), 16) < 1 << (256 - bits):
-            event = replace(draft, tags=tags).sign(key, now)
-            assert pow_bits(event) >= bits
-            return event
-    raise AssertionError("no nonce found")
-
-
 async def publish(url: str, events: Sequence[Event]) -> None:
     """Publish events as fast as a relay takes them; returns when it has answered for each."""
     for start in range(0, len(events), PER_CONNECTION):
@@ -86,7 +74,7 @@ async def _answers(relay: ClientConnection, count: int) -> None:
 async def buy(customer: Shop, wallet: WalletProcess, bits: int) -> float:
     """Buy one job as an honest customer does; return how long it took."""
     started_at = time.monotonic()
-    order = customer.follow(mined(customer.draft(), customer.key, bits))
+    order = customer.follow(mined(customer.draft(), bits, customer.key, int(time.time())))
     await customer.publish(order.request)
     await wallet.payer().pay(await order.invoice())
     await order.result()

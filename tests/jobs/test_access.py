@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from pylon.access_files import read_access
 from pylon.jobs import facts
 from pylon.jobs.access import Access, check_access, parse_key_list, pow_bits
-from pylon.nostr.event import Event
+from pylon.nostr.event import Draft, Event
 from pylon.nostr.keys import encode_npub
 from pylon.nostr.nip90 import ErrorPrefix
 from pylon.settings import SettingsError, load_settings
 from pylon.store.records import Work
-from tests.support.events import CUSTOMER, STRANGER, event_with, job_request
+from tests.support.events import CUSTOMER, STRANGER, job_request, mined
 from tests.support.house import World, open_house
 
 US, THEM = CUSTOMER.public_hex, STRANGER.public_hex
@@ -90,15 +90,6 @@ def test_the_work_that_an_event_proves(event_id: str, nonce: tuple[str, ...], bi
     assert pow_bits(of(US, (nonce,), event_id)) == bits
 
 
-def mined(bits: int) -> Event:
-    """A request with a real proof of work."""
-    for number in range(100_000):
-        event = event_with(("i", "Hi", "text"), ("nonce", str(number), str(bits)))
-        if pow_bits(event) >= bits:
-            return event
-    raise AssertionError("no nonce found")
-
-
 # --- through intake -------------------------------------------------------------------------------------------
 
 
@@ -138,7 +129,8 @@ async def test_proof_of_work(tmp_path: Path) -> None:
     async with open_house(world) as house:
         request = house.ask()
         assert world.relays.errors(request.id) == [ErrorPrefix.POW_REQUIRED]
-        event = mined(6)
+        event = mined(Draft(5050, "", (("i", "Hi", "text"),)), 6)
+        assert pow_bits(event) >= 6
         assert house.offer(event) is None
         await house.reaches(event.id, Work.DELIVERED)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from pylon.nostr.event import Draft, Event
+from pylon.nostr.event import Draft, Event, compute_id
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import InputType, JobInput, request_draft
 
@@ -21,6 +22,16 @@ STRANGER = SecretKey(b"\x03" * 32)
 def signed(draft: Draft, key: SecretKey = CUSTOMER, created_at: int = NOW) -> Event:
     """Return `draft` as `key` publishes it."""
     return draft.sign(key, created_at)
+
+
+def mined(draft: Draft, bits: int, key: SecretKey = CUSTOMER, created_at: int = NOW) -> Event:
+    """Return `draft` as `key` publishes it, with a real proof of that much work (NIP-13)."""
+    for number in range(100_000):
+        worked = replace(draft, tags=(*draft.tags, ("nonce", str(number), str(bits))))
+        event_id = compute_id(key.public_hex, created_at, worked.kind, worked.tags, worked.content)
+        if int(event_id, 16) < 1 << (256 - bits):
+            return signed(worked, key, created_at)
+    raise AssertionError("no nonce found")
 
 
 def job_request(

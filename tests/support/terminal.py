@@ -1,4 +1,4 @@
-"""A command of `pylon` at a terminal of its own, for prompts that only a terminal gets."""
+"""A command of `pylon` at a terminal of its own, for prompts that only a terminal gets; and what one printed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 LIMIT_S = 30.0
 
@@ -77,3 +79,11 @@ def at_a_terminal(words: list[str], home: Path, prompt: str, answer: str) -> tup
             terminal.until(prompt)
             terminal.type(answer)
         return terminal.ended(), terminal.seen.decode()
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what a command printed: no complaint, and nothing that would move the cursor."""
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert all(char.isprintable() or char == "\n" for char in out)
+    return out
