@@ -52,6 +52,11 @@ async def earned_msats(daemon: Provider, service: NwcService) -> int:
     return received_msats
 
 
+def taken(status: DaemonStatus) -> int:
+    """How many requests became jobs."""
+    return sum(status.jobs_by_state.values())
+
+
 def wallet_line(status: DaemonStatus) -> str:
     assert status.wallet is not None
     return status.wallet.detail
@@ -177,7 +182,8 @@ async def test_no_sat_is_lost_while_everything_goes_and_comes(tmp_path: Path) ->
                         private.start()
                         await service.start()
 
-                    await orders[0].invoice()
+                    # What comes while the wallet is away is refused, and those to nobody in particular without a word.
+                    await daemon.until(lambda status: taken(status) == jobs, "working on all of them")
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(disturb)
                         for order in orders:
