@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from pylon.assembly.relays import is_local, make_pool_config, make_web
 from pylon.assembly.wallets import make_payees, make_wallet, make_zap_author, own_address
-from pylon.backends.echo import EchoBackend, EchoConfig
-from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
-from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs import facts
 from pylon.jobs.access import Access
 from pylon.jobs.allowance import Allowance, AllowanceRules
@@ -31,16 +28,13 @@ from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip47 import parse_wallet_uri
 from pylon.paths import Paths
 from pylon.settings import (
-    EchoBackendSettings,
-    EmbeddedBackendSettings,
     ModelSettings,
-    OllamaBackendSettings,
-    OpenAIBackendSettings,
     PaymentMode,
     Settings,
     SettingsError,
     WalletKind,
 )
+from pylon.settings.kinds import BadKind, Site, make_backend
 
 __all__ = [
     "check_startable",
@@ -84,7 +78,7 @@ def secrets_of(settings: Settings, key: SecretKey) -> list[str]:
     """Return every secret in use, for the log's redactor."""
     identity, wallet = settings.identity, settings.wallet
     given = [identity.nsec, identity.mnemonic, identity.passphrase, wallet.token, wallet.pay_token, wallet.uri]
-    given += [each.api_key for each in settings.backends if isinstance(each, OpenAIBackendSettings)]
+    given += [secret for each in settings.backends for secret in each.secrets()]
     keys = [key]
     if settings.wallet.uri is not None:
         keys.append(parse_wallet_uri(settings.wallet.uri.get_secret_value()).key)
@@ -121,56 +115,14 @@ def _price(settings: Settings, model: ModelSettings, kind: int) -> Price:
 
 
 def make_backends(settings: Settings, paths: Paths) -> dict[str, Backend]:
-    """Return the configured backends by name, none of them running yet."""
+    """Return the configured backends by name, none of them running yet. Raises `SettingsError`."""
     made: dict[str, Backend] = {}
-    for each in settings.backends:
+    for index, each in enumerate(settings.backends):
         sold = tuple(name for model in settings.models for backend, name in model.routes if backend == each.name)
-        match each:
-            case OpenAIBackendSettings():
-                made[each.name] = OpenAIBackend(
-                    OpenAIConfig(
-                        name=each.name,
-                        url=each.url,
-                        api_key=None if each.api_key is None else each.api_key.get_secret_value(),
-                        connect_timeout_s=each.connect_timeout_s,
-                        first_token_timeout_s=each.first_token_timeout_s,
-                        stall_timeout_s=each.stall_timeout_s,
-                    )
-                )
-            case OllamaBackendSettings():
-                from pylon.backends.ollama import OllamaBackend, OllamaConfig  # its client takes 0.1 s to load
-
-                made[each.name] = OllamaBackend(
-                    OllamaConfig(
-                        name=each.name,
-                        url=each.url,
-                        models=tuple(dict.fromkeys(sold)),
-                        pull=each.pull,
-                        keep_alive_s=each.keep_alive_s,
-                        context_tokens=each.context_tokens,
-                        connect_timeout_s=each.connect_timeout_s,
-                        first_token_timeout_s=each.first_token_timeout_s,
-                        stall_timeout_s=each.stall_timeout_s,
-                    )
-                )
-            case EmbeddedBackendSettings():
-                made[each.name] = EmbeddedBackend(
-                    EmbeddedConfig(
-                        name=each.name,
-                        gguf=each.gguf,
-                        model_name=sold[0] if sold else each.name,
-                        log_path=paths.state_dir / f"pylon.backend-{each.name}.log",
-                        context_tokens=each.context_tokens,
-                        slots=each.slots,
-                        threads=each.threads or None,
-                        gpu_layers=each.gpu_layers,
-                        start_timeout_s=each.start_timeout_s,
-                        first_token_timeout_s=each.first_token_timeout_s,
-                        stall_timeout_s=each.stall_timeout_s,
-                    )
-                )
-            case EchoBackendSettings():
-                made[each.name] = EchoBackend(EchoConfig(name=each.name, models=sold or ("echo",)))
+        try:
+            made[each.name] = make_backend(each, Site(sold, paths.state_dir))
+        except BadKind as bad:
+            raise SettingsError(f"backends.{index}", str(bad)) from None
     return made
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import anyio
 
+from pylon.errors import describe_error
 from pylon.jobs.ports import (
     Backend,
     BackendError,
@@ -48,8 +49,11 @@ async def check_backends(backends: Mapping[str, Backend]) -> dict[str, BackendSt
     states: dict[str, BackendState] = {}
 
     async def check(name: str, backend: Backend) -> None:
-        async with backend.running():
-            states[name] = await backend.check()
+        try:
+            async with backend.running():
+                states[name] = await backend.check()
+        except Exception as error:  # noqa: BLE001 - a plug-in may break its word; the others' states must be told
+            states[name] = BackendState(name, "", BackendHealth.DOWN, f"its check broke: {describe_error(error)}")
 
     async with anyio.create_task_group() as tasks:
         for name, backend in backends.items():

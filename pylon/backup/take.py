@@ -96,7 +96,7 @@ def _describe(loaded: LoadedSettings, paths: Paths, now: int) -> Manifest:
 def _secrets_elsewhere(loaded: LoadedSettings) -> Iterator[str]:
     for name, origin in loaded.origins.items():
         parts = tuple(int(part) if part.isdigit() else part for part in name.split("."))
-        if origin.kind in _OUTSIDE and is_secret(find_field(parts)):
+        if origin.kind in _OUTSIDE and is_secret(find_field(parts, loaded.settings.backends)):
             yield name
 
 

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from pylon.backends.detect import Place
     from pylon.jobs.ports import Backend
     from pylon.paths import Paths
-    from pylon.settings import EmbeddedBackendSettings, Settings
-    from pylon.settings.offers import BackendSettings
+    from pylon.settings import BackendSettings, Settings
 
 _DAEMON_TIMEOUT_S = 5.0
 
@@ -77,20 +76,19 @@ def _states(settings: Settings, paths: Paths) -> dict[str, BackendNow]:
 
     from pylon.assembly import make_backends
     from pylon.backends.trial import check_backends
-    from pylon.settings import EmbeddedBackendSettings
 
-    # An embedded server is the daemon's own child, with a key that only the daemon has: it alone can ask it.
-    embedded = [each for each in settings.backends if isinstance(each, EmbeddedBackendSettings)]
+    # What lies in the daemon's memory, or in that of its child with a key of its own, it alone can ask.
+    in_daemon = [each for each in settings.backends if each.in_daemon]
     made = make_backends(settings, paths)
-    for each in embedded:
+    for each in in_daemon:
         del made[each.name]
     asked = anyio.run(check_backends, made)
     states = {
         name: BackendNow(state.health, state.detail, tuple(model.name for model in state.models))
         for name, state in asked.items()
     }
-    running = running_backends(paths) if embedded else {}
-    return states | {each.name: running.get(each.name) or _at_rest(each) for each in embedded}
+    running = running_backends(paths) if in_daemon else {}
+    return states | {each.name: running.get(each.name) or _at_rest(each) for each in in_daemon}
 
 
 def running_backends(paths: Paths) -> dict[str, BackendNow]:
@@ -102,22 +100,25 @@ def running_backends(paths: Paths) -> dict[str, BackendNow]:
     return {line.name: BackendNow(line.health, line.detail, line.models) for line in lines}
 
 
-def _at_rest(backend: EmbeddedBackendSettings) -> BackendNow:
-    if not backend.gguf.is_file():
-        return BackendNow("down", f"gguf not found: {backend.gguf}")
+def _at_rest(backend: BackendSettings) -> BackendNow:
+    if backend.fault:
+        return BackendNow("down", backend.fault)
     return BackendNow("stopped", "pylon start runs it, pylon backends test tries it")
 
 
 def configured_places(settings: Settings) -> list[Place]:
     """Return where the configured backends are, with the keys that they want."""
+    from pydantic import SecretStr
+
     from pylon.backends.detect import Place
     from pylon.backends.openai_wire import normalise_url
 
-    places = []
+    places: list[Place] = []
     for each in settings.backends:
         url, key = getattr(each, "url", None), getattr(each, "api_key", None)
-        if url:
-            places.append(Place(normalise_url(url), "", each.name, key.get_secret_value() if key else None))
+        if url and isinstance(url, str):  # a plug-in may call something else so
+            secret = key.get_secret_value() if isinstance(key, SecretStr) else None
+            places.append(Place(normalise_url(url), "", each.name, secret))
     return places
 
 
@@ -140,11 +141,8 @@ def backend_for_trial(settings: Settings, paths: Paths, chosen: BackendSettings)
     from dataclasses import replace
 
     from pylon.assembly import make_backends
-    from pylon.settings import EmbeddedBackendSettings
 
     made = make_backends(settings, replace(paths, state_dir=paths.state_dir / "pylon.trial"))[chosen.name]
-    if not isinstance(chosen, EmbeddedBackendSettings):
-        return made, 0.0, ""
-    twice = chosen.name in running_backends(paths)
+    twice = chosen.in_daemon and chosen.name in running_backends(paths)
     note = "pylon runs with this model already: for the test it is loaded a second time" if twice else ""
-    return made, chosen.start_timeout_s, note
+    return made, chosen.loading_s, note

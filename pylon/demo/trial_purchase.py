@@ -19,7 +19,7 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 import orjson
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from pylon.control.client import ControlClient, ControlError
 from pylon.control.views import BackendLine, DaemonStatus
@@ -39,9 +39,7 @@ from pylon.relays.local import local_relay
 from pylon.relays.state import PoolConfig
 from pylon.settings import (
     BackendSettings,
-    EmbeddedBackendSettings,
     ModelSettings,
-    OllamaBackendSettings,
     Settings,
     SettingsError,
     load_settings,
@@ -109,8 +107,7 @@ class Trial:
     @property
     def loading_s(self) -> float:
         """How long a model may take to load."""
-        embedded = (each for each in self.backends if isinstance(each, EmbeddedBackendSettings))
-        return max((each.start_timeout_s for each in embedded), default=0.0)
+        return max((each.loading_s for each in self.backends), default=0.0)
 
     @property
     def place(self) -> str:
@@ -127,7 +124,7 @@ class Trial:
             **clean_environment(),
             HOME_VARIABLE: str(home),
             "PYLON_NSEC": key.reveal_nsec(),
-            "PYLON_BACKENDS": orjson.dumps([_plain(each) for each in self.backends]).decode(),
+            "PYLON_BACKENDS": orjson.dumps([_plain(each.harmless()) for each in self.backends]).decode(),
             "PYLON_MODELS": orjson.dumps([self._offer()]).decode(),
         }
 
@@ -179,9 +176,7 @@ def choose(settings: Settings, *, held: bool) -> tuple[Trial | None, tuple[Model
 
     Where a daemon may hold its embedded models (`held`) no second copy of them is loaded.
     """
-    usable = {
-        each.name: each for each in settings.backends if not (held and isinstance(each, EmbeddedBackendSettings))
-    }
+    usable = {each.name: each for each in settings.backends if not (held and each.in_daemon)}
     skipped: list[ModelSettings] = []
     for model in settings.models:
         backends = tuple(usable[name] for name, _ in model.routes if name in usable)
@@ -207,15 +202,15 @@ def _left_alone(model: ModelSettings) -> Finding:
     return warn(_CHECK, what, "stop it (pylon stop) and run pylon doctor --buy again, or buy it with pylon request")
 
 
-def _plain(section: BackendSettings | ModelSettings) -> dict[str, Any]:
+def _plain(section: BaseModel) -> dict[str, Any]:
     """Return a table as plain values, its secrets in the clear."""
-    values = section.model_dump(mode="json", exclude_none=True)
+    values: dict[str, Any] = section.model_dump(mode="json", exclude_none=True)
     for name in values:
         value = getattr(section, name)
         if isinstance(value, SecretStr):
             values[name] = value.get_secret_value()
-    if isinstance(section, OllamaBackendSettings):
-        values["pull"] = False  # a diagnosis downloads nothing
+        elif isinstance(value, BaseModel):
+            values[name] = _plain(value)  # a table within a plug-in's own
     return values
 
 

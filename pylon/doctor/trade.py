@@ -27,7 +27,7 @@ from pylon.jobs.ports import (
 )
 from pylon.nostr.keys import SecretKey
 from pylon.relays.check import RelayCheck, check_relays
-from pylon.settings import EmbeddedBackendSettings, PaymentMode, SettingsError
+from pylon.settings import PaymentMode, SettingsError
 from pylon.text import printable
 
 SKEW_WARN_S: Final = 30
@@ -98,11 +98,11 @@ async def check_backends(scene: Scene, limit_s: float) -> list[Finding]:
     findings: dict[str, list[Finding]] = {}
     offers = assembly.make_offers(settings)
     backends = assembly.make_backends(settings, scene.paths)
-    embedded = {each.name for each in settings.backends if isinstance(each, EmbeddedBackendSettings)}
+    in_daemon = {each.name for each in settings.backends if each.in_daemon}
 
     async def one(backend: Backend) -> None:
         sold = [offer for offer in offers if offer.backend == backend.name]
-        if scene.daemon is not None and backend.name in embedded:
+        if scene.daemon is not None and backend.name in in_daemon:
             # A second child would take the memory of the first.
             findings[backend.name] = [_as_daemon_sees_it(scene.daemon, backend.name)]
         else:

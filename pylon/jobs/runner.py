@@ -15,6 +15,7 @@ import anyio
 import orjson
 import structlog
 
+from pylon.errors import describe_error
 from pylon.jobs import facts
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.engine import Engine
@@ -230,8 +231,11 @@ class Runner:
 
     async def _watch_health(self, backend: Backend) -> None:
         while True:
-            state = await backend.check()
-            ready = state.health is BackendHealth.READY
+            try:
+                ready = (await backend.check()).health is BackendHealth.READY
+            except Exception as error:  # noqa: BLE001 - a plug-in that breaks its word must not end the daemon
+                ready = False
+                log.error("a backend's check broke", backend=backend.name, error=describe_error(error))
             if ready:
                 for lane in self._lanes.values():
                     if lane.place(backend.name) is not None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, Literal, get_args, get_origin
 
-from pydantic import SecretStr, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from pylon.settings.kinds import installed_kinds, settings_type
 from pylon.settings.model import Settings, section_types
-from pylon.settings.offers import BACKEND_TYPES, KindPriceSettings, ModelSettings
+from pylon.settings.offers import BACKEND_TYPES, BackendSettings, KindPriceSettings, ModelSettings
 from pylon.settings.values import KeyFault
 from pylon.text import printable
 
@@ -73,8 +74,13 @@ def _without_secrets(text: str) -> str:
     return _SECRET_SHAPES.sub("[secret]", text)
 
 
-def from_validation(error: ValidationError, places: Mapping[str, str]) -> SettingsError:
-    """Return the first fault of `error`; `places` tells where a dotted key (or its table) was set."""
+def from_validation(
+    error: ValidationError, places: Mapping[str, str], backends: Sequence[object] = ()
+) -> SettingsError:
+    """Return the first fault of `error`; `places` tells where a dotted key (or its table) was set.
+
+    `backends`, here and below, are the tables that a location may lead into: their kinds tell what is known there.
+    """
     first = error.errors(include_url=False)[0]
     location = plain_location(first["loc"])
     cause = first.get("ctx", {}).get("error")
@@ -86,8 +92,8 @@ def from_validation(error: ValidationError, places: Mapping[str, str]) -> Settin
     key = dotted(location)
     place = place_of(key, places)
     if first["type"] == "extra_forbidden":
-        return unknown_key(location, place)
-    found = find_field(location)
+        return unknown_key(location, place, backends)
+    found = find_field(location, backends)
     if first["type"] == "value_error":
         fault = f"{_shown(first['input'], found)}{cause}"
     else:
@@ -98,10 +104,10 @@ def from_validation(error: ValidationError, places: Mapping[str, str]) -> Settin
     return SettingsError(key, fault, place=place, allowed=allowed(found) if found else "")
 
 
-def unknown_key(location: Location, place: str = "") -> SettingsError:
+def unknown_key(location: Location, place: str = "", backends: Sequence[object] = ()) -> SettingsError:
     """Return the fault of a key that does not exist, with the closest one that does."""
     *parent, last = location
-    siblings = keys_of(tuple(parent))
+    siblings = keys_of(tuple(parent), backends)
     close = difflib.get_close_matches(str(last), siblings, n=1, cutoff=0.6)
     hint = f"unknown key; did you mean {dotted((*parent, close[0]))}?" if close else "unknown key"
     names = "" if close else ", ".join(siblings)
@@ -109,13 +115,9 @@ def unknown_key(location: Location, place: str = "") -> SettingsError:
 
 
 def plain_location(loc: Iterable[str | int]) -> Location:
-    """Return pydantic's location without what it adds: the tag after the index of a backend, the mark of a key."""
+    """Return pydantic's location without what it adds: the mark of a key."""
     parts = tuple(loc)
-    if parts[-1:] == ("[key]",):
-        parts = parts[:-1]
-    if len(parts) > 2 and parts[0] == "backends" and parts[2] in BACKEND_TYPES:
-        return (*parts[:2], *parts[3:])
-    return parts
+    return parts[:-1] if parts[-1:] == ("[key]",) else parts
 
 
 def dotted(location: Iterable[str | int]) -> str:
@@ -136,33 +138,42 @@ def place_of(key: str, places: Mapping[str, str]) -> str:
     return ""
 
 
-def keys_of(parent: Location) -> list[str]:
+def keys_of(parent: Location, backends: Sequence[object] = ()) -> list[str]:
     """Return the keys that exist right under `parent`, in the order of the model."""
+    tables: list[type[BaseModel]] = []
     match parent:
         case ():
-            return list(Settings.model_fields)
+            tables = [Settings]
         case ("backends", _):
-            return list(dict.fromkeys(key for kind in BACKEND_TYPES.values() for key in kind.model_fields))
+            tables = [*_backend_types(parent, backends)]
+        case ("backends", _, str(), *_):
+            field = find_field(parent, backends)
+            table = None if field is None else _table(field)
+            tables = [] if table is None else [table]
         case ("models", _):
-            return list(ModelSettings.model_fields)
+            tables = [ModelSettings]
         case ("models", _, "prices", _):
-            return list(KindPriceSettings.model_fields)
+            tables = [KindPriceSettings]
         case (str(name),) if name in section_types():
-            return list(section_types()[name].model_fields)
-        case _:
-            return []
+            tables = [section_types()[name]]
+    return list(dict.fromkeys(key for table in tables for key in table.model_fields))
 
 
-def find_field(location: Location) -> FieldInfo | None:
-    """Return the field at `location` (an index below a list counts as the list), None when there is none."""
+def find_field(location: Location, backends: Sequence[object] = ()) -> FieldInfo | None:
+    """Return the field at `location` (an index below a list counts as the list), None when there is none.
+
+    Of a backend whose kind is not known all installed kinds count; a field that is a secret in one of them is one.
+    """
     match location:
         case (str(name),):
             return Settings.model_fields.get(name)
-        case ("backends", _, str(key), *_):
-            kinds = BACKEND_TYPES.values()
-            if key == "kind":
-                return FieldInfo(annotation=Literal[*BACKEND_TYPES])  # type: ignore[arg-type]
-            return next((kind.model_fields[key] for kind in kinds if key in kind.model_fields), None)
+        case ("backends", _, "kind"):
+            return FieldInfo(annotation=Literal[*installed_kinds()])  # type: ignore[arg-type]
+        case ("backends", _, str(key), *below):
+            types = _backend_types(location, backends)
+            fields = [each.model_fields[key] for each in types if key in each.model_fields]
+            found = next((field for field in fields if is_secret(field)), fields[0] if fields else None)
+            return _below(found, below)
         case ("models", _, str(key), *rest):
             own = len(rest) > 1 and key == "prices"
             return (KindPriceSettings.model_fields if own else ModelSettings.model_fields).get(
@@ -172,6 +183,34 @@ def find_field(location: Location) -> FieldInfo | None:
             return section_types()[name].model_fields.get(key)
         case _:
             return None
+
+
+def _backend_types(location: Location, backends: Sequence[object]) -> list[type[BackendSettings]]:
+    """Return the class of the kind of the backend that a location lies in, or those of all kinds that it may be."""
+    index = location[1]
+    if isinstance(index, int) and index < len(backends):
+        table = backends[index]
+        kind = table.get("kind") if isinstance(table, Mapping) else getattr(table, "kind", None)
+        if (told := settings_type(kind)) is not None:
+            return [told]
+    others = (settings_type(kind) for kind in installed_kinds() if kind not in BACKEND_TYPES)
+    return [*BACKEND_TYPES.values(), *(each for each in others if each is not None)]
+
+
+def _below(field: FieldInfo | None, parts: Iterable[str | int]) -> FieldInfo | None:
+    """Return what lies below a field; of a table within a plug-in's own table the key itself."""
+    for part in parts:
+        table = None if field is None else _table(field)
+        if table is not None and isinstance(part, str):
+            field = table.model_fields.get(part)
+    return field
+
+
+def _table(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the class of a table, or of the tables of a list, None when a field holds neither."""
+    inner = (part for outer in get_args(field.annotation) for part in (outer, *get_args(outer)))
+    kinds = (part for part in (field.annotation, *inner) if isinstance(part, type))
+    return next((part for part in kinds if issubclass(part, BaseModel)), None)
 
 
 def is_secret(field: FieldInfo | None) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 import tomlkit
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from pylon.settings.errors import allowed
@@ -96,8 +96,10 @@ def plain(value: Any) -> Any:
         case BaseModel() | Mapping():
             items = value.items() if isinstance(value, Mapping) else iter(value)
             return {str(key): plain(item) for key, item in items if item is not None}
+        case SecretStr():
+            raise TypeError("a secret is not a plain value")
         case _:
-            raise TypeError(f"a {type(value).__name__} is not a plain value")
+            return str(value.value if isinstance(value, Enum) else value)  # a plug-in's own: a date, an address
 
 
 def _lines(

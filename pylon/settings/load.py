@@ -6,10 +6,11 @@ one and merged before pydantic sees them, because an operator must be able to as
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -143,13 +144,14 @@ def merge_settings(
         settings = Settings(**merged)
     except ValidationError as error:
         places = {key: origin.place for key, origin in origins.items()}
-        raise from_validation(error, places) from None
+        raise from_validation(error, places, _backends_of(merged)) from None
     return LoadedSettings(settings, MappingProxyType(origins), path)
 
 
 def holds_secret(document: Mapping[str, Any]) -> str | None:
     """Return the dotted key of a secret that a document holds, None when it holds none."""
-    return next((key for key, value in leaves(document) if value and is_secret(_field_at(key))), None)
+    backends = _backends_of(document)
+    return next((key for key, value in leaves(document) if value and is_secret(_field_at(key, backends))), None)
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -169,8 +171,17 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _field_at(key: str) -> Any:
-    return find_field(tuple(int(part) if part.isdigit() else part for part in key.split(".")))
+def _field_at(key: str, backends: Sequence[object]) -> Any:
+    return find_field(tuple(int(part) if part.isdigit() else part for part in key.split(".")), backends)
+
+
+def _backends_of(document: Mapping[str, Any]) -> Sequence[object]:
+    """Return the tables of backends that a document has, as tables or as the JSON of the environment."""
+    try:
+        found = json.loads(given) if isinstance(given := document.get("backends"), str) else given
+    except (ValueError, RecursionError):
+        return ()
+    return found if isinstance(found, list | tuple) else ()
 
 
 def read_settings_file(path: Path) -> str:

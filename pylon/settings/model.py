@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, PlainValidator, SecretStr, SerializeAsAny, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pylon.logs import LogFormat, LogLevel
 from pylon.settings.announce import AnnounceSettings
 from pylon.settings.intake import IntakeSettings
+from pylon.settings.kinds import read_backend
 from pylon.settings.offers import BackendSettings, ModelSettings
 from pylon.settings.payment import PaymentMode, PaymentSettings
 from pylon.settings.refunds import RefundsSettings
@@ -209,6 +210,8 @@ class LogSettings(Section):
 
 _LEAST_PREPAID_S = 60
 
+_AnyBackend = Annotated[SerializeAsAny[BackendSettings], PlainValidator(read_backend)]
+
 
 class Settings(BaseSettings):
     """Everything that can be set. Made by `pylon.settings.load_settings`, which knows the sources."""
@@ -236,7 +239,7 @@ class Settings(BaseSettings):
     daemon: DaemonSettings = DaemonSettings()
     nexus: NexusSettings = NexusSettings()
     log: LogSettings = LogSettings()
-    backends: Annotated[tuple[BackendSettings, ...], Tables] = Field(default=(), max_length=64)
+    backends: Annotated[tuple[_AnyBackend, ...], Tables] = Field(default=(), max_length=64)
     models: Annotated[tuple[ModelSettings, ...], Tables] = Field(default=(), max_length=256)
 
     @classmethod

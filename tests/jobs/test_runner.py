@@ -15,6 +15,7 @@ from pylon.jobs.ports import (
     BackendError,
     BackendHealth,
     BackendRefused,
+    BackendState,
     BackendUnavailable,
     GenerationRequest,
     Message,
@@ -624,3 +625,24 @@ async def test_the_speed_of_a_lane_is_learned(tmp_path: Path) -> None:
         house.ask("another")
         await house.run(2)
         assert house.runner.eta_s(job) == 16
+
+
+async def test_a_backend_whose_check_breaks_its_word_is_asked_again_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = free(tmp_path)
+    broke, asked_again = anyio.Event(), anyio.Event()
+
+    async def check(self: FakeBackend) -> BackendState:
+        if not broke.is_set():
+            broke.set()
+            raise KeyError("a plug-in's fault")
+        asked_again.set()
+        return self.state()
+
+    monkeypatch.setattr(FakeBackend, "check", check)
+    async with open_house(world) as house:
+        await broke.wait()
+        await delivered(house, house.ask())
+        with anyio.fail_after(30):
+            await asked_again.wait()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from pylon.nostr.event import Event
-from pylon.nostr.messages import Filter
+if TYPE_CHECKING:  # whoever reads the settings needs the ports of backends, and no elliptic curves
+    from pylon.nostr.event import Event
+    from pylon.nostr.messages import Filter
 
 
 class EventSink(Protocol):
