@@ -17,13 +17,14 @@ from pylon.settings.offers import (
 )
 
 
-def _openai(settings: OpenAIBackendSettings, _site: Site) -> Backend:
+def _openai(settings: OpenAIBackendSettings, site: Site) -> Backend:
     from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 
     return OpenAIBackend(
         OpenAIConfig(
             name=settings.name,
             url=settings.url,
+            models=tuple(dict.fromkeys(site.models)),
             api_key=None if settings.api_key is None else settings.api_key.get_secret_value(),
             connect_timeout_s=settings.connect_timeout_s,
             first_token_timeout_s=settings.first_token_timeout_s,

@@ -50,7 +50,7 @@ class EchoBackend:
     def __init__(self, config: EchoConfig) -> None:
         self._config = config
         models = tuple(ModelInfo(model, config.context_tokens) for model in config.models)
-        self._state = BackendState(config.name, "echo", BackendHealth.READY, models=models)
+        self._state = BackendState(config.name, "echo", BackendHealth.READY, models=models, memory_bytes=0)
 
     @property
     def name(self) -> str:
@@ -69,6 +69,9 @@ class EchoBackend:
     async def check(self) -> BackendState:
         """Return the state, which never changes."""
         return self._state
+
+    async def unload(self) -> None:
+        """Do nothing: it holds no model."""
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the words of the last user message, cut by `stop` and `max_tokens`; sampling has no say in it."""

@@ -2,7 +2,8 @@
 
 The child (`llama_child.py`) is started, watched, and started again with growing pauses when it ends or no longer
 answers; jobs speak to it through the `openai` backend. It has a port of the kernel's choice and a random API key
-that exists only in the two processes, and it dies with this process.
+that exists only in the two processes, and it dies with this process. When its memory is wanted back (`unload`) the
+child is ended, which frees all of it; the next job starts it again.
 """
 
 from __future__ import annotations
@@ -26,8 +27,16 @@ import orjson
 
 from pylon.backends import llama_child
 from pylon.backends.child_log import bound_log, open_log
+from pylon.backends.memory import resident_bytes
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
-from pylon.jobs.ports import BackendHealth, BackendState, BackendUnavailable, Chunk, GenerationRequest
+from pylon.jobs.ports import (
+    BackendHealth,
+    BackendState,
+    BackendUnavailable,
+    Chunk,
+    GenerationRequest,
+    ModelInfo,
+)
 from pylon.text import printable
 
 ENGINE: Final = "xllamacpp"
@@ -39,6 +48,7 @@ _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
 _END_S: Final = 3.0
 _MAX_REPORT_BYTES: Final = 16 << 10
+_PARKED: Final = "its memory is given back; the next job loads the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,11 @@ class EmbeddedBackend:
         self._server: OpenAIBackend | None = None
         self._state = BackendState(config.name, "embedded", BackendHealth.UNKNOWN, detail="not started")
         self._pid: int | None = None
+        self._parked = False  # no child is wanted until the next generation
+        self._waking = False  # one is started for a generation that waits for it
+        self._supervised = False
+        self._turn: anyio.CancelScope | None = None  # one child, from before its start to after its end
+        self._news = anyio.Event()
 
     @property
     def name(self) -> str:
@@ -98,17 +113,34 @@ class EmbeddedBackend:
 
     def state(self) -> BackendState:
         """Return what is known without asking; `detail` says why it is down."""
-        return replace(self._server.state(), kind="embedded") if self._server else self._state
+        if self._server is None:
+            return self._state
+        memory_bytes = self._state.memory_bytes
+        return replace(self._server.state(), kind="embedded", memory_bytes=memory_bytes, keeps_memory=False)
 
     async def check(self) -> BackendState:
         """Ask the child for its health and models; never raises."""
         if self._server:
             await self._server.check()
+        await self._measure()
         return self.state()
+
+    async def unload(self) -> None:
+        """End the child and wait until it is gone; see `Backend`."""
+        self._parked, self._waking = True, False
+        turn = self._turn
+        if turn is None:
+            self._park()
+        else:
+            turn.cancel()
+        self._tell()
+        while turn is not None and turn is self._turn:
+            await self._news.wait()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep the child alive; entering does not wait for the model."""
+        self._supervised = True
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._supervise)
@@ -117,10 +149,16 @@ class EmbeddedBackend:
                 finally:
                     tasks.cancel_scope.cancel()
         finally:
+            self._supervised = self._waking = False
+            self._tell()
             self._say(BackendHealth.DOWN, "stopped")
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
-        """Yield the output as it comes; raises `BackendUnavailable` at once while the child is not up."""
+        """Yield the output as it comes, once the child is up that `unload` had ended.
+
+        Raises `BackendUnavailable` at once while the child is not up for another reason.
+        """
+        await self._wake()
         if self._server is None:
             raise BackendUnavailable(f"{self.name} is not up: {self._state.detail}")
         async with aclosing(self._server.generate(request)) as chunks:
@@ -131,16 +169,64 @@ class EmbeddedBackend:
         """Run one child after another until cancelled, pausing longer after each that did not last."""
         failures = 0
         while True:
-            started_at = anyio.current_time()
-            try:
-                await self._run_child()
-            except _ChildFault as fault:
-                self._say(BackendHealth.DOWN, str(fault))
-            if anyio.current_time() - started_at > _STABLE_AFTER_S:
+            while self._parked:
                 failures = 0
-            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures, 16))
-            failures += 1
-            await anyio.sleep(pause_s * self._random.uniform(0.5, 1.0))
+                await self._news.wait()
+            with anyio.CancelScope() as turn:
+                self._turn = turn
+                try:
+                    failures = await self._take_turn(failures)
+                finally:
+                    self._end_turn()
+
+    def _end_turn(self) -> None:
+        self._turn = None
+        if self._parked:
+            self._park()
+        self._tell()
+
+    async def _take_turn(self, failures: int) -> int:
+        """Run one child to its end, pause, and return how many ended early in a row."""
+        started_at = anyio.current_time()
+        try:
+            await self._run_child()
+        except _ChildFault as fault:
+            self._say(BackendHealth.DOWN, str(fault))
+            self._waking = False
+            self._tell()
+        if anyio.current_time() - started_at > _STABLE_AFTER_S:
+            failures = 0
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures, 16))
+        await anyio.sleep(pause_s * self._random.uniform(0.5, 1.0))
+        return failures + 1
+
+    def _park(self) -> None:
+        """Say that a job would find the model here although nothing is loaded."""
+        known = self._state.models or (ModelInfo(self._config.model_name, self._config.context_tokens),)
+        models = tuple(replace(model, loaded=False) for model in known)
+        self._state = replace(
+            self._state, health=BackendHealth.READY, detail=_PARKED, models=models, memory_bytes=0
+        )
+
+    async def _wake(self) -> None:
+        """Have the child started again that `unload` ended, and wait until it is up or has failed."""
+        if self._parked and self._supervised:
+            self._parked, self._waking = False, True
+            self._say(BackendHealth.LOADING, f"loading {self._config.model_name}")
+            self._tell()
+        while self._waking:
+            await self._news.wait()
+
+    def _tell(self) -> None:
+        """Wake who waits for the child to come or to go."""
+        news, self._news = self._news, anyio.Event()
+        news.set()
+
+    async def _measure(self) -> None:
+        pid = self._pid
+        taken = 0 if pid is None else await resident_bytes(pid)
+        if pid == self._pid:
+            self._state = replace(self._state, memory_bytes=taken)
 
     async def _run_child(self) -> None:
         """Run one child from start to end. Raises `_ChildFault` when it ends; never returns otherwise."""
@@ -163,13 +249,18 @@ class EmbeddedBackend:
             )
             async with server.running():
                 await server.check()
+                await self._measure()
+                self._state = replace(self._state, models=server.state().models)
                 self._server = server
+                self._waking = False
+                self._tell()
                 code = await self._watch(process, server)
             raise _ChildFault(f"the model server {_ending(code)}; its log is {self._config.log_path}")
         finally:
-            self._server = self._pid = None
+            self._server = None
             with anyio.CancelScope(shield=True):
                 await _end(process)
+            self._pid = None
 
     async def _require_parts(self) -> None:
         if importlib.util.find_spec(ENGINE) is None:

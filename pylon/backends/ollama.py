@@ -18,7 +18,7 @@ and only with `pull` set is it fetched, in the background of `running`.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
@@ -46,6 +46,9 @@ PULL_SILENCE_S: Final = 600.0
 """How long a download may say nothing: checking what was fetched takes minutes on a slow disk."""
 PULL_AGAIN_S: Final = 60.0
 """The pause after a download that failed."""
+UNLOAD_S: Final = 15.0
+"""How long dropping the models may take; a large one's memory is not free at once."""
+_GONE_EVERY_S: Final = 0.2
 _CLOSE_S: Final = 2.0
 
 
@@ -84,6 +87,7 @@ class OllamaBackend:
     def __init__(self, config: OllamaConfig) -> None:
         self._config = config
         self._root = wire.server_url(config.url)
+        self._is_here = wire.is_here(self._root)
         self._state = BackendState(config.name, "ollama", BackendHealth.UNKNOWN)
         self._client: AsyncClient | None = None
         self._absent: tuple[str, ...] = ()
@@ -159,7 +163,7 @@ class OllamaBackend:
         client = self._open()
         listed = (await client.list()).models[: wire.MAX_MODELS]
         asked = self._config.context_tokens
-        loaded = await self._loaded_contexts(client)
+        loaded = await self._loaded(client)
         sold = {wire.full_name(model) for model in self._config.models}
         found: dict[str, ModelInfo] = {}
         for each in listed:
@@ -167,22 +171,43 @@ class OllamaBackend:
                 continue
             name = wire.full_name(each.model)
             trained = await self._trained_context(client, each.model, each.digest) if name in sold else None
-            context = wire.usable_context(asked, trained, None if loaded is None else loaded.get(name))
+            there = None if loaded is None else loaded.get(name)
+            context = wire.usable_context(asked, trained, None if there is None else there.context_tokens)
             for spelled in wire.spelled_as(self._config.models, each.model):
                 found[spelled] = ModelInfo(spelled, context, None if loaded is None else name in loaded)
         return tuple(found.values())
 
-    async def _loaded_contexts(self, client: AsyncClient) -> dict[str, int | None] | None:
-        """Return each loaded model with its context, where the server says it; None when it tells nothing."""
+    async def _loaded(self, client: AsyncClient) -> dict[str, wire.Loaded] | None:
+        """Return the models in memory by full name, None when it does not tell; note what those for sale take."""
         try:
-            loaded = (await client.ps()).models
+            loaded = wire.loaded_models(await client.ps())
         except ResponseError:
             return None
-        return {
-            wire.full_name(each.model): each.context_length or None if wire.is_count(each.context_length) else None
-            for each in loaded
-            if each.model
-        }
+        sold = {wire.full_name(model) for model in self._config.models}
+        memory, gpu = wire.taken(model for name, model in loaded.items() if name in sold)
+        self._state = replace(self._state, memory_bytes=memory, gpu_bytes=gpu if self._is_here else None)
+        return loaded
+
+    async def _loaded_sold(self, client: AsyncClient) -> list[str]:
+        """Return what is sold and in memory."""
+        loaded = await self._loaded(client) or {}
+        return [model for model in self._config.models if wire.full_name(model) in loaded]
+
+    # --- giving memory back -----------------------------------------------------------------------------------
+
+    async def unload(self) -> None:
+        """Have the models that are sold dropped, and wait until they are gone; never raises.
+
+        Ollama answers before the memory is free, and keeps a model that somebody else's request still uses.
+        """
+        with suppress(BackendError), self._faults("did not answer in time"), anyio.fail_after(UNLOAD_S):
+            client = self._open()
+            for model in await self._loaded_sold(client):
+                await client.generate(model, keep_alive=0)
+            while await self._loaded_sold(client):  # noqa: ASYNC110 - the server announces nothing
+                await anyio.sleep(_GONE_EVERY_S)
+        if self._client is not None:
+            await self.check()
 
     async def _trained_context(self, client: AsyncClient, name: str, digest: str | None) -> int | None:
         """Return what a model was made for; asked once for each digest."""

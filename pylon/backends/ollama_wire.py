@@ -6,9 +6,11 @@ operator's own settings, `ValueError` with one sentence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ipaddress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -25,7 +27,7 @@ from pylon.jobs.ports import (
 from pylon.text import printable, utf8_bytes
 
 if TYPE_CHECKING:
-    from ollama import ChatResponse
+    from ollama import ChatResponse, ProcessResponse
 
 MAX_MODELS: Final = 1000
 MAX_MODEL_NAME: Final = 256
@@ -52,6 +54,15 @@ def server_url(url: str) -> str:
     if "@" in url:
         raise ValueError("the backend's url must not hold a user or a password")
     return normalise_url(url.strip().rstrip("/").removesuffix("/api"))
+
+
+def is_here(url: str) -> bool:
+    """Tell whether a server's root is on this machine, as far as its name tells."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def full_name(model: str) -> str:
@@ -136,6 +147,46 @@ def trained_context(model_info: Mapping[str, Any] | None) -> int | None:
         if key.endswith(".context_length") and is_count(value) and value > 0:
             return value
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in memory: its context, and what it takes, in all and of a GPU; None where that is not told."""
+
+    context_tokens: int | None = None
+    memory_bytes: int | None = None
+    gpu_bytes: int | None = None
+
+
+def loaded_models(listed: ProcessResponse) -> dict[str, Loaded]:
+    """Return the loaded models by their full names."""
+    return {
+        full_name(each.model): Loaded(
+            _count(each.context_length) or None, _count(each.size), _count(each.size_vram)
+        )
+        for each in listed.models
+        if each.model
+    }
+
+
+def taken(loaded: Iterable[Loaded]) -> tuple[int | None, int | None]:
+    """Return how much memory models take together, in all and of a GPU; None when one of them does not tell."""
+    models = list(loaded)
+    return _sum(model.memory_bytes for model in models), _sum(model.gpu_bytes for model in models)
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _count(value: int | None) -> int | None:
+    number = None if value is None else int(value)  # pydantic's sizes are a type of their own
+    return number if is_count(number) else None
 
 
 def usable_context(asked: int, trained: int | None, loaded: int | None) -> int | None:

@@ -38,6 +38,9 @@ MODELS_FRESH_S: Final = 10.0
 """How long the list of models is believed before a generation asks again."""
 USAGE_GRACE_S: Final = 5.0
 """How long a finished generation waits for the token counts that should follow."""
+UNLOAD_S: Final = 15.0
+"""How long llama.cpp's router may take to drop its models."""
+_GONE_EVERY_S: Final = 0.2
 _CLOSE_S: Final = 2.0
 _LAST_BYTES_S: Final = 0.1
 _KEEPALIVE_S: Final = 3.0  # llama.cpp drops an idle connection after 5
@@ -50,7 +53,7 @@ class OpenAIConfig:
     """How to reach one server. `url` may end with `/v1` or not. Raises `ValueError` with one sentence.
 
     `first_token_timeout_s` covers the server's own queue and the reading of the prompt, `stall_timeout_s` the
-    time between two pieces of output; keep-alive lines count for neither.
+    time between two pieces of output; keep-alive lines count for neither. `models` are the names that are sold.
     """
 
     name: str
@@ -61,6 +64,7 @@ class OpenAIConfig:
     stall_timeout_s: float = 60.0
     check_timeout_s: float = 5.0
     max_output_bytes: int = 4 << 20
+    models: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -78,7 +82,7 @@ class OpenAIBackend:
         self._config = config
         self._server = wire.Server(config.name, config.api_key)
         self._root = wire.normalise_url(config.url)
-        self._state = BackendState(config.name, "openai", BackendHealth.UNKNOWN)
+        self._state = BackendState(config.name, "openai", BackendHealth.UNKNOWN, keeps_memory=True)
         self._connections: _Connections | None = None
         self._listing = anyio.Lock()
         self._listed_at: float | None = None
@@ -109,6 +113,27 @@ class OpenAIBackend:
         except BackendError as error:
             self._note(error)
         return self._state
+
+    async def unload(self) -> None:
+        """Have llama.cpp's router drop what is sold, and wait until it is gone; any other server keeps its memory.
+
+        Never raises.
+        """
+        with suppress(BackendError), self._faults("did not answer in time"), anyio.fail_after(UNLOAD_S):
+            await self._list_models()
+            for model in self._loaded_sold():
+                await self._drop(model)
+            while self._loaded_sold():
+                await anyio.sleep(_GONE_EVERY_S)
+                await self._list_models()
+
+    def _loaded_sold(self) -> list[str]:
+        return [each.name for each in self._state.models if each.loaded and each.name in self._config.models]
+
+    async def _drop(self, model: str) -> None:
+        status, body = await self._ask("POST", "/models/unload", {"model": model})
+        if status != 200:
+            raise wire.parse_error(status, body, self._server)
 
     def _note(self, error: BackendError) -> None:
         health = BackendHealth.LOADING if isinstance(error, _Loading) else BackendHealth.DOWN
@@ -227,23 +252,25 @@ class OpenAIBackend:
         """Learn the models. Raises `BackendUnavailable`, `_Loading` when the server says that it is loading."""
         with self._faults("did not answer in time"), anyio.fail_after(self._config.check_timeout_s):
             # llama.cpp lists its model while still loading it; /health tells. Elsewhere it may be missing.
-            status, body = await self._get("/health")
+            status, body = await self._ask("GET", "/health")
             if status == 503:
                 raise _Loading(str(wire.parse_error(status, body, self._server)))
-            status, body = await self._get("/v1/models")
+            status, body = await self._ask("GET", "/v1/models")
             if status != 200:
                 raise wire.parse_error(status, body, self._server)
             listed = wire.parse_models(body, self._server)
             models = listed.models
             if listed.llama_cpp and any(model.context_tokens is None for model in models):
-                status, body = await self._get("/props")
+                status, body = await self._ask("GET", "/props")
                 context = wire.parse_slot_context(body, self._server) if status == 200 else None
                 models = tuple(replace(model, context_tokens=model.context_tokens or context) for model in models)
         self._listed_at = anyio.current_time()
-        self._state = replace(self._state, health=BackendHealth.READY, detail="", models=models)
+        self._state = replace(
+            self._state, health=BackendHealth.READY, detail="", models=models, keeps_memory=not listed.router
+        )
 
-    async def _get(self, path: str) -> tuple[int, bytes]:
-        async with self._open().fresh.stream("GET", self._root + path) as response:
+    async def _ask(self, method: str, path: str, content: object = None) -> tuple[int, bytes]:
+        async with self._open().fresh.stream(method, self._root + path, json=content) as response:
             if response.status_code != 200:
                 return response.status_code, await _excerpt(response)
             return 200, await read_bounded(response, _MAX_MODELS_BYTES)

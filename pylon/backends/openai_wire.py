@@ -69,10 +69,14 @@ class ChatChunk:
 
 @dataclass(frozen=True, slots=True)
 class ModelList:
-    """What `/v1/models` lists: ids and aliases. `llama_cpp` tells that the server is llama.cpp's."""
+    """What `/v1/models` lists: ids and aliases. `llama_cpp` tells that the server is llama.cpp's.
+
+    `router` tells that it loads models as they are asked for, and drops them when it is told to.
+    """
 
     models: tuple[ModelInfo, ...]
     llama_cpp: bool = False
+    router: bool = False
 
 
 def normalise_url(url: str) -> str:
@@ -172,19 +176,30 @@ def parse_models(body: bytes, server: Server) -> ModelList:
     if not isinstance(entries, list):
         raise _nonsense(server, body)
     found: dict[str, ModelInfo] = {}
-    llama_cpp = False
+    llama_cpp = router = False
     for entry in entries:
         if not isinstance(entry, dict):
             continue
         llama_cpp = llama_cpp or entry.get("owned_by") == "llamacpp"
+        loaded = _is_loaded(entry)
+        router = router or loaded is not None
         aliases = entry.get("aliases")
         names = [entry.get("id"), *(aliases if isinstance(aliases, list) else [])]
         for name in names:
             if len(found) >= MAX_MODELS:
                 break
             if isinstance(name, str) and 0 < len(name) <= MAX_MODEL_NAME:
-                found.setdefault(name, ModelInfo(name, context_of(entry)))
-    return ModelList(tuple(found.values()), llama_cpp)
+                found.setdefault(name, ModelInfo(name, context_of(entry), loaded))
+    return ModelList(tuple(found.values()), llama_cpp, router)
+
+
+def _is_loaded(entry: dict[str, Any]) -> bool | None:
+    """Tell whether a model is in the memory of llama.cpp's router; None where the entry is of another server."""
+    status = entry.get("status")
+    word = status.get("value") if isinstance(status, dict) else None
+    if entry.get("owned_by") != "llamacpp" or not isinstance(word, str):
+        return None
+    return word not in {"unloaded", "failed"}
 
 
 def context_of(entry: dict[str, Any]) -> int | None:

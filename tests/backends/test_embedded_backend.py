@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
@@ -45,6 +46,7 @@ ASK = GenerationRequest(
     MODEL, (Message("user", "Name three colours of the rainbow."),), max_tokens=24, temperature=0.8, seed=7
 )
 CONTEXT = 512
+MB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -322,6 +324,72 @@ async def test_the_child_dies_with_its_parent(tmp_path: Path, when: str) -> None
         finally:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+async def test_unloading_gives_all_of_its_memory_back_and_the_next_job_loads_again(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(config(tmp_path))
+    async with backend.running():
+        await becomes(backend, BackendHealth.READY)
+        held = (await backend.check()).memory_bytes
+        assert held is not None
+        assert held > 50 * MB, "the model alone is larger"
+        text, _ = await collect(backend)
+        pid = backend.child_pid
+        assert pid
+        await backend.unload()
+        assert gone(pid), "it returned before the memory was free"
+        state = await backend.check()
+        assert (state.health, state.memory_bytes, backend.child_pid) == (BackendHealth.READY, 0, None)
+        assert [(model.name, model.context_tokens, model.loaded) for model in state.models] == [
+            (MODEL, CONTEXT, False)
+        ], "what is promised does not change"
+        await backend.unload()  # twice is once
+        assert (await collect(backend))[0] == text
+        again = (await backend.check()).memory_bytes
+        assert again is not None
+        assert again > 50 * MB
+
+
+async def test_unloaded_before_it_runs_nothing_is_loaded_until_a_job_comes(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(config(tmp_path))
+    await backend.unload()
+    with pytest.raises(BackendUnavailable, match="own is not up: its memory is given back"):
+        await collect(backend)
+    async with backend.running():
+        for _ in range(100):
+            await anyio.lowlevel.checkpoint()
+        assert (backend.child_pid, backend.state().health) == (None, BackendHealth.READY)
+        assert [model.name for model in backend.state().models] == [MODEL]
+        # All who wait for the same child get their answer.
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(collect, backend)
+            await becomes(backend, BackendHealth.LOADING)
+
+
+async def test_unloading_while_it_loads_ends_that_at_once(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(config(tmp_path))
+    async with backend.running():
+        await until(lambda: backend.child_pid is not None)
+        pid = backend.child_pid
+        assert pid
+        with anyio.fail_after(10):
+            await backend.unload()
+        assert gone(pid)
+        assert backend.state().memory_bytes == 0
+
+
+async def test_a_model_that_cannot_be_loaded_again_fails_the_job_and_is_down(tmp_path: Path) -> None:
+    gguf = tmp_path / "gone.gguf"
+    backend = EmbeddedBackend(replace(config(tmp_path), gguf=gguf))
+    await backend.unload()
+    async with backend.running():
+        with pytest.raises(BackendUnavailable, match="gguf not found"):
+            await collect(backend)
+        assert backend.state().health is BackendHealth.DOWN
 
 
 async def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

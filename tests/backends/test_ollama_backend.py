@@ -39,6 +39,7 @@ from pylon.jobs.ports import (
 )
 from tests.support.model import model_path
 from tests.support.ollama_stand_in import (
+    LOADED_BYTES,
     STREAM_HEAD,
     OllamaStandIn,
     done,
@@ -77,6 +78,48 @@ async def reaches(backend: Backend, wanted: Callable[[BackendState], bool], with
             if wanted(backend.state()):
                 return backend.state()
             await anyio.sleep(0.002)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_sold_is_dropped_and_nothing_else() -> None:
+    has = {"m:latest": 8192, "q:4b": 8192, "owners:latest": 8192}
+    async with serving(GOOD, models=("m", "q:4b", "cold")) as (backend, server):
+        server.has, server.loaded, server.lingers = has, dict.fromkeys(has, 4096), 2
+        assert (await backend.check()).memory_bytes == 2 * LOADED_BYTES, "the owner's own model is not ours"
+        assert backend.state().gpu_bytes == LOADED_BYTES
+        await backend.unload()
+        assert list(server.loaded) == ["owners:latest"], "it returned before the memory was free"
+        assert {wire.json["model"] for wire in server.asked if wire.path == "/api/generate"} == {"m", "q:4b"}
+        state = backend.state()
+        assert (state.memory_bytes, state.gpu_bytes, state.keeps_memory) == (0, 0, False)
+        assert {model.name: model.loaded for model in state.models}["m"] is False
+        assert text_of(await collect(backend)) == "ab", "the next job loads it again"
+        assert "m:latest" in server.loaded
+
+
+async def test_a_server_that_is_away_or_says_no_gives_nothing_back_and_raises_nothing() -> None:
+    async with serving() as (backend, server):
+        server.loaded["m:latest"] = 4096
+        server.routes["/api/generate"] = answer(500, {"error": "busy"})
+        await backend.unload()
+        assert backend.state().memory_bytes == LOADED_BYTES
+        await server.stop()
+        await backend.unload()
+        assert backend.state().health is BackendHealth.DOWN
+        await server.start()
+    await backend.unload()  # nor does one that is not running
+
+
+async def test_memory_that_is_not_told_or_not_ours_is_unknown() -> None:
+    async with serving() as (backend, server):
+        server.routes["/api/ps"] = answer(200, {"models": [{"model": "m:latest", "size": 5}]})
+        assert ((await backend.check()).memory_bytes, backend.state().gpu_bytes) == (5, None)
+        server.routes["/api/ps"] = answer(404, b"")
+        await backend.unload()
+    elsewhere = OllamaBackend(OllamaConfig("far", "http://192.0.2.7:11434"))
+    assert not elsewhere._is_here
 
 
 # --- a good server ----------------------------------------------------------------------------------------------

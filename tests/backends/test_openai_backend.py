@@ -67,6 +67,61 @@ def text_of(chunks: list[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks if isinstance(chunk, Delta))
 
 
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+class Router:
+    """llama.cpp's server that loads models as they are asked for, as far as memory goes."""
+
+    def __init__(self, server: ScriptedServer, **words: str) -> None:
+        self.words = words
+        self.dropped: list[str] = []
+        self.lingers = 2
+        server.routes |= {"/v1/models": self._models, "/models/unload": self._unload}
+
+    async def _models(self, wire: Wire) -> None:
+        for name in self.dropped:
+            self.lingers -= 1
+            self.words[name] = "unloaded" if self.lingers <= 0 else "loaded"
+        data = [
+            {"id": name, "owned_by": "llamacpp", "status": {"value": word}, "meta": {"n_ctx": 512}}
+            for name, word in self.words.items()
+        ]
+        await answer(200, {"object": "list", "data": data})(wire)
+
+    async def _unload(self, wire: Wire) -> None:
+        self.dropped.append(wire.json["model"])
+        await answer(200, {"success": True})(wire)
+
+
+async def test_llama_cpps_router_drops_what_is_sold_and_nothing_else() -> None:
+    async with serving(models=("m", "cold")) as (backend, server):
+        router = Router(server, m="loaded", cold="unloaded", owners="loaded")
+        state = await backend.check()
+        assert not state.keeps_memory
+        assert {model.name: model.loaded for model in state.models} == {"m": True, "cold": False, "owners": True}
+        await backend.unload()
+        assert router.dropped == ["m"]
+        assert {model.name: model.loaded for model in backend.state().models}["m"] is False
+
+
+async def test_any_other_server_keeps_its_memory_and_is_asked_for_nothing() -> None:
+    async with serving(models=("m",)) as (backend, server):
+        server.routes["/v1/models"] = answer(200, {"data": [{"id": "m", "status": {"value": "loaded"}}]})
+        await backend.unload()
+        assert server.posts() == []
+        assert backend.state().keeps_memory
+
+
+async def test_a_router_that_is_away_or_says_no_raises_nothing() -> None:
+    async with serving(models=("m",)) as (backend, server):
+        router = Router(server, m="loaded")
+        server.routes["/models/unload"] = answer(400, {"error": {"message": "model is not loaded"}})
+        await backend.unload()
+        assert router.dropped == []
+    await backend.unload()
+
+
 # --- a good server ----------------------------------------------------------------------------------------------
 
 

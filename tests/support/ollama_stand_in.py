@@ -24,6 +24,7 @@ from tests.support.openai_server import STREAM_END, Handler, ScriptedServer, Wir
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 DEFAULT_CONTEXT = 4096
+LOADED_BYTES = 1_000_000
 AT = "2025-11-01T12:00:00.000000Z"
 
 
@@ -35,9 +36,11 @@ class OllamaStandIn(ScriptedServer):
     library: dict[str, int] = field(default_factory=dict)
     words: tuple[str, ...] = ("a", "b")
     loaded: dict[str, int] = field(default_factory=dict)  # a model's name to the context it is loaded with
+    lingers: int = 0  # how often a dropped model is still listed: its memory is not free at once
     runners: list[str] = field(default_factory=list)  # the models that are generating
     freed: asyncio.Event = field(default_factory=asyncio.Event)
     pull_steps: list[Callable[[], Any]] = field(default_factory=list)
+    _dropped: dict[str, int] = field(default_factory=dict)  # how often it is still listed
     _server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -81,8 +84,9 @@ class OllamaStandIn(ScriptedServer):
             case "/api/tags":
                 return answer(200, {"models": [_described(name) for name in self.has]})
             case "/api/ps":
-                running = [{**_described(name), "context_length": size} for name, size in self.loaded.items()]
-                return answer(200, {"models": running})
+                return answer(200, {"models": self._running()})
+            case "/api/generate":
+                return self._generate_none
             case "/api/show":
                 return self._show
             case "/api/pull":
@@ -91,6 +95,27 @@ class OllamaStandIn(ScriptedServer):
                 return self._chat
             case _:
                 return answer(404, b"404 page not found")
+
+    def _running(self) -> list[dict[str, Any]]:
+        """List what is loaded; what was dropped still `lingers` times."""
+        for name, left in list(self._dropped.items()):
+            self._dropped[name] = left - 1
+            if left <= 0:
+                del self._dropped[name]
+                self.loaded.pop(name, None)
+        sizes = {"size": LOADED_BYTES, "size_vram": LOADED_BYTES // 2}
+        return [{**_described(name), **sizes, "context_length": size} for name, size in self.loaded.items()]
+
+    async def _generate_none(self, wire: Wire) -> None:
+        """Take a request without a prompt: with `keep_alive` 0 it drops the model, and this one knows no other."""
+        name = self.find(wire.json["model"])
+        assert not wire.json.get("prompt") and wire.json["keep_alive"] == 0, wire.json
+        if name is None:
+            await answer(404, {"error": f"model '{wire.json['model']}' not found"})(wire)
+            return
+        self._dropped[name] = self.lingers
+        said_so = {"response": "", "done": True, "done_reason": "unload"}
+        await answer(200, {"model": wire.json["model"], "created_at": AT, **said_so})(wire)
 
     async def _show(self, wire: Wire) -> None:
         name = self.find(wire.json["model"])

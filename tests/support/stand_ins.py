@@ -180,6 +180,7 @@ class FakeBackend:
         self.at_once = 0
         self.most_at_once = 0
         self.answer: Callable[[Run], None] | None = self.echo
+        self.unloads = 0
 
     @property
     def name(self) -> str:
@@ -200,6 +201,10 @@ class FakeBackend:
 
     async def check(self) -> BackendState:
         return self.state()
+
+    async def unload(self) -> None:
+        assert self.at_once == 0, "the memory of a running attempt was given back"
+        self.unloads += 1
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         run = Run(request)

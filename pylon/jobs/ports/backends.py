@@ -103,13 +103,20 @@ class BackendHealth(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BackendState:
-    """One backend's line in `pylon status`."""
+    """One backend's line in `pylon status`.
+
+    `memory_bytes` is what the models for sale take of its machine's memory now, `gpu_bytes` what they take of a GPU
+    of ours as far as no process of ours does; None where it does not tell. `keeps_memory`: `unload` does nothing.
+    """
 
     name: str
     kind: str
     health: BackendHealth
     detail: str = ""
     models: tuple[ModelInfo, ...] = ()
+    memory_bytes: int | None = field(default=None, compare=False)
+    gpu_bytes: int | None = field(default=None, compare=False)
+    keeps_memory: bool = False
 
     def lists(self, model: str) -> bool:
         """Tell whether the backend has a model of exactly this name."""
@@ -140,5 +147,13 @@ class Backend(Protocol):
         """Yield `Delta`s and one `Finished`. Closing the generator stops the work on the server.
 
         Raises `BackendUnavailable`, `BackendRefused` or `ModelMissing`.
+        """
+        ...
+
+    async def unload(self) -> None:
+        """Give the models' memory back where the server can; the next `generate` loads again. Never raises.
+
+        Returns when the memory is free, as far as the server tells. No `generate` may be under way. It may be
+        called before `running`: then nothing is loaded until the first `generate`.
         """
         ...
