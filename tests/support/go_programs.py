@@ -1,0 +1,183 @@
+"""The programs in Go that we did not write and test against, each built from the Go module proxy.
+
+    PYLON_CACHE=~/.cache/pylon-tests python -m tests.support.go_programs [NAME...]
+
+builds those that are missing, the named ones or all; `make test-live` runs it. Modules, Go's own build cache and the
+programs lie under `go` in the download cache, outside the checkout; a program is built beside its place and renamed
+when complete. Without Go, or a C compiler where one is needed, nothing is built, and the tests that need it are
+skipped and say so; with PYLON_REQUIRE_LIVE=1 both are failures.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support.foreign_venvs import cache_places, required, writable
+
+SAY_EVERY_S: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class GoProgram:
+    """One program: the package that `go install` builds, the version that the tests know, the oldest Go for it.
+
+    `compilers` must be there too (for cgo), and `environ` is what the build is told beyond our own.
+    """
+
+    name: str
+    package: str
+    version: str
+    oldest: tuple[int, int]
+    compilers: tuple[str, ...] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        return f"{self.name}-{self.version}"
+
+    @property
+    def needs(self) -> str:
+        """What must be installed to build it, in a few words."""
+        more = "".join(f", {each}" for each in self.compilers)
+        return f"Go {self.oldest[0]}.{self.oldest[1]} or newer{more}"
+
+
+OLLAMA = GoProgram(
+    "ollama",
+    "github.com/ollama/ollama",
+    "v0.9.6",
+    (1, 24),
+    compilers=("gcc", "g++"),
+    # Its CPU backend is C and C++ that `go build` compiles (later releases want CMake); without -O3 it crawls.
+    environ={"CGO_ENABLED": "1", "CGO_CFLAGS": "-O3 -g0", "CGO_CXXFLAGS": "-O3 -g0"},
+)
+ALL = (OLLAMA,)
+KNOWN: Final[Mapping[str, GoProgram]] = {each.name: each for each in ALL}
+
+
+def places() -> list[Path]:
+    """Return the folders where programs may lie."""
+    return [place / "go" for place in cache_places()]
+
+
+def find_program(program: GoProgram) -> Path | None:
+    """Return the file of a program, where it was built."""
+    for place in places():
+        file = place / program.folder / program.name
+        if file.is_file() and os.access(file, os.X_OK):
+            return file
+    return None
+
+
+def program_path(program: GoProgram) -> Path:
+    """Return the file of a program. Skips the test where it cannot be built, or fails it where that is required."""
+    file = find_program(program)
+    if file is not None:
+        return file
+    absent = missing_tool(program)
+    if absent is not None and not required():
+        pytest.skip(absent)
+    where = " or ".join(str(place / program.folder) for place in places())
+    pytest.fail(absent or f"{program.folder} is not built in {where}: run `make test-live`, which does it")
+
+
+def missing_tool(program: GoProgram) -> str | None:
+    """Return what is missing to build a program and what to do, None when everything is there."""
+    go = shutil.which("go")
+    said = "" if go is None else subprocess.run([go, "version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"\bgo(\d+)\.(\d+)", said)
+    new_enough = version is not None and (int(version[1]), int(version[2])) >= program.oldest
+    if new_enough and all(shutil.which(each) for each in program.compilers):
+        return None
+    return f"{program.name} needs {program.needs}: install them (on Debian: apt install golang g++)"
+
+
+def build(program: GoProgram) -> None:
+    """Build a program. Raises `CalledProcessError`, with the last of what Go said, and `OSError`."""
+    place = writable(places())
+    building = Path(tempfile.mkdtemp(prefix=f".{program.folder}-", dir=place))
+    environ = {
+        **os.environ,
+        "GOPATH": str(place / "path"),
+        "GOCACHE": str(place / "build"),
+        "GOBIN": str(building),
+        "GOFLAGS": "-modcacherw",  # or the folder could not be removed
+        "GOTOOLCHAIN": "local",
+        **program.environ,
+    }
+    try:
+        _run(program, ["go", "install", "-v", "-trimpath", f"{program.package}@{program.version}"], environ)
+        (file,) = building.iterdir()
+        if file.name != program.name:
+            file.rename(building / program.name)
+        target = place / program.folder
+        if target.exists() and find_program(program) is None:
+            shutil.rmtree(target)
+        if not target.exists():
+            building.chmod(0o755)
+            building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _run(program: GoProgram, command: list[str], environ: Mapping[str, str]) -> None:
+    """Run a build, telling now and then how far it is: some of its packages take minutes."""
+    start = said_at = time.monotonic()
+    downloaded = compiled = 0
+    last: deque[str] = deque(maxlen=15)
+    with subprocess.Popen(
+        command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            last.append(line)
+            downloaded += line.startswith("go: downloading")
+            compiled += not line.startswith(("go: ", "#", " "))
+            now = time.monotonic()
+            if now - said_at >= SAY_EVERY_S:
+                said_at = now
+                done = f"{downloaded} modules fetched, {compiled} packages compiled"
+                print(f"{program.name}: {done}, {now - start:.0f} s", flush=True)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, output="".join(last))
+
+
+def main(names: Sequence[str] = ()) -> int:
+    """Build what is missing, of the named programs or of all."""
+    for program in [KNOWN[name] for name in names] or ALL:
+        if find_program(program) is not None:
+            continue
+        absent = missing_tool(program)
+        if absent is not None:
+            print(f"make: {absent}", file=sys.stderr)
+            if required():
+                return 1
+            print(f"make: the tests of {program.name} will be skipped", file=sys.stderr)
+            continue
+        print(f"Building {program.name} {program.version} for the tests (minutes, once)", flush=True)
+        start = time.monotonic()
+        try:
+            build(program)
+        except (subprocess.CalledProcessError, OSError) as error:
+            print(getattr(error, "output", None) or "", file=sys.stderr)
+            print(f"make: {program.name} {program.version} could not be built: {error}", file=sys.stderr)
+            return 1
+        print(f"{program.name} {program.version}: {time.monotonic() - start:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
