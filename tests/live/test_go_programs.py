@@ -28,7 +28,9 @@ def go(monkeypatch: pytest.MonkeyPatch, folder: Path, *, version: str = "go1.26.
     """Let there be a Go of this version alone on the path, which builds a file or fails."""
     folder.mkdir()
     program = folder / "go"
-    build = "echo 'cmd/x.go: no such thing' >&2; exit 1" if fails else 'echo "" > "$GOBIN/cmd"; chmod +x "$GOBIN/cmd"'
+    build = (
+        "echo 'cmd/x.go: no such thing' >&2; exit 1" if fails else 'echo "" > "$GOBIN/cmd"; chmod +x "$GOBIN/cmd"'
+    )
     program.write_text(
         f'#!/bin/sh\nif [ "$1" = version ]; then echo "go version {version} linux/amd64"; exit; fi\n'
         f'echo "$@" >> {folder}/asked\necho "$GOPATH $GOCACHE $GOTOOLCHAIN" >> {folder}/environ\n{build}\n'
