@@ -2,7 +2,7 @@
 
     PYLON_CACHE=~/.cache/pylon-tests python -m tests.support.go_programs [NAME...]
 
-builds those that are missing, the named ones or all; `make test-live` runs it. Modules, Go's own build cache and the
+builds those that are missing, the named ones or all; `make test-live` runs it. Modules, Go's build cache and the
 programs lie under `go` in the download cache, outside the checkout; a program is built beside its place and renamed
 when complete. Without Go, or a C compiler where one is needed, nothing is built, and the tests that need it are
 skipped and say so; with PYLON_REQUIRE_LIVE=1 both are failures.
