@@ -8,10 +8,9 @@ asked about it. `judge` holds the rules about what an answer means; the rest is 
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
@@ -326,25 +325,41 @@ class Cashier:
         """
         for watch in self._watched.values():
             watch.next_at = self._clock()
-        for number in itertools.count():
-            now = self._clock()
-            reach_s = _OVERLAP_S if number % _LONG_LOOKS else _LONG_REACH_S
-            since = int(max(now - _LOOK_BACK_S, self._checked_until - reach_s))
-            for invoice in await self._list(since):
-                if invoice.state is PaymentState.SETTLED and invoice.payment_hash not in self._settled:
-                    await self._settle(invoice.payment_hash, invoice.received_msats, invoice.settled_at)
-            self._checked_until = now
-            await anyio.sleep(self._config.catch_up_s * (0.5 + self._rng.random()))
-
-    async def _list(self, since: int) -> tuple[Invoice, ...]:
+        looks = 0
         while True:
-            try:
-                return await self._wallet.list_invoices(since)
-            except WalletError as error:
-                self.counters[type(error).__name__] += 1
-            except Exception:  # noqa: BLE001 - it is logged
-                self._fault("the wallet's invoices could not be listed")
-            await anyio.sleep(self._config.retry_max_s * (0.5 + self._rng.random()))
+            now = self._clock()
+            reach_s = _OVERLAP_S if looks % _LONG_LOOKS else _LONG_REACH_S
+            since = int(max(now - _LOOK_BACK_S, self._checked_until - reach_s))
+            pause_s = self._config.retry_max_s
+            if await self._read_list(since):
+                self._checked_until, looks, pause_s = now, looks + 1, self._config.catch_up_s
+            await anyio.sleep(pause_s * (0.5 + self._rng.random()))
+
+    async def _read_list(self, since: int) -> bool:
+        """Book what the wallet lists as settled and we have not booked; False when the list broke off.
+
+        A page at a time, and never all of it in memory: on a busy day it is long.
+        """
+        try:
+            async with aclosing(self._wallet.list_invoices(since)) as pages:
+                async for page in pages:
+                    for invoice in await self._not_booked(page):
+                        await self._settle(invoice.payment_hash, invoice.received_msats, invoice.settled_at)
+        except WalletError as error:
+            self.counters[type(error).__name__] += 1
+            return False
+        except Exception:  # noqa: BLE001 - it is logged
+            self._fault("the wallet's invoices could not be listed")
+            return False
+        return True
+
+    async def _not_booked(self, page: Sequence[Invoice]) -> list[Invoice]:
+        settled = {each.payment_hash: each for each in page if each.state is PaymentState.SETTLED}
+        new = [each for each in settled if each not in self._settled]
+        if not new:
+            return []
+        booked = await self._engine.query(lambda tx: tx.booked(new))
+        return [settled[each] for each in new if each not in booked]
 
     def _fault(self, what: str, row: InvoiceRow | None = None) -> None:
         """Log what no wallet should do to us; what was not done is still stored as such, and tried again."""

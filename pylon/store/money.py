@@ -152,6 +152,14 @@ class MoneyTx(ABC):
             )
             self._add_deposit(job.customer, to_deposit)
 
+    def booked(self, payment_hashes: Sequence[str]) -> set[str]:
+        """Return those of some payment hashes (at most 1,000) whose payment is booked."""
+        marks = ",".join("?" * len(payment_hashes))
+        found = self._execute(
+            f"SELECT payment_hash FROM settlements WHERE payment_hash IN ({marks})", tuple(payment_hashes)
+        )
+        return {payment_hash for (payment_hash,) in found}
+
     def settlements_of(self, job_id: str) -> list[Settlement]:
         """Return what was received for a job, in the order it was booked."""
         found = self._execute(

@@ -142,33 +142,35 @@ class FakeWallet:
 
         return await self._ask("GET", f"/v1/invoices/{payment_hash}", read)
 
-    async def list_invoices(self, since: int) -> tuple[Invoice, ...]:
-        """Return invoices created at or after `since`, newest last; `WalletUnavailable` past `MAX_LISTED`."""
+    def list_invoices(self, since: int) -> AsyncGenerator[tuple[Invoice, ...], None]:
+        """Yield invoices created at or after `since`, newest last; `WalletUnavailable` past `MAX_LISTED`."""
 
         def read(answer: Fields) -> list[Invoice]:
             return [item.invoice() for item in answer.objects("invoices")]
 
-        return await self._pages("/v1/invoices", since, read)
+        return self._pages("/v1/invoices", since, read)
 
-    async def _pages(self, path: str, since: int, read: Callable[[Fields], list[_T]]) -> tuple[_T, ...]:
+    async def _pages(
+        self, path: str, since: int, read: Callable[[Fields], list[_T]]
+    ) -> AsyncGenerator[tuple[_T, ...], None]:
         def read_page(answer: Fields) -> tuple[list[_T], int | None]:
             items = read(answer)
-            if len(listed) + len(items) > MAX_LISTED:
+            if listed + len(items) > MAX_LISTED:
                 raise BadAnswer(f"more than {MAX_LISTED} entries")
             following = answer.number_or_none("next")
             if following is not None and (not items or following <= after):
                 raise BadAnswer("a list without an end")
             return items, following
 
-        listed: list[_T] = []
-        after = 0
+        listed = after = 0
         while True:
             page, following = await self._ask(
                 "GET", path, read_page, params={"since": max(0, since), "after": after}
             )
-            listed += page
+            yield tuple(page)
             if following is None:
-                return tuple(listed)
+                return
+            listed += len(page)
             after = following
 
     async def pay(self, bolt11: str, *, own_id: str, max_fee_msats: int) -> Payment:
@@ -194,8 +196,9 @@ class FakeWallet:
         def read(answer: Fields) -> list[Transaction]:
             return [_outgoing(item) for item in answer.objects("payments")]
 
-        made = [invoice_line(invoice, invoice.own_id) for invoice in await self.list_invoices(since)]
-        paid = await self._pages("/v1/payments", since, read)
+        invoices = [invoice async for page in self.list_invoices(since) for invoice in page]
+        made = [invoice_line(invoice, invoice.own_id) for invoice in invoices]
+        paid = [payment async for page in self._pages("/v1/payments", since, read) for payment in page]
         return tuple(sorted([*made, *paid], key=lambda each: each.created_at))
 
     async def balance_msats(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -142,7 +142,7 @@ class LnbitsWallet:
 
     async def find(self, own_id: str, description: str = "") -> tuple[Invoice, ...]:
         """Return every invoice made under `own_id`, oldest first."""
-        rows = await self._pages({"search": own_id.lower()})
+        rows = await self._rows({"search": own_id.lower()})
         return tuple(each.invoice(self._clock()) for each in rows if each.is_under(own_id, description))
 
     async def look_up(self, payment_hash: str) -> Invoice | None:
@@ -150,14 +150,15 @@ class LnbitsWallet:
         found = await self._row(payment_hash, self._config.token, "wallet.token")
         if found is not None and found.direction is Direction.OUTGOING:
             # Paid by this very wallet: the payment hides the invoice.
-            rows = await self._pages({"payment_hash": payment_hash})
+            rows = await self._rows({"payment_hash": payment_hash})
             found = next((each for each in rows if each.direction is Direction.INCOMING), None)
         return None if found is None else found.invoice(self._clock())
 
-    async def list_invoices(self, since: int) -> tuple[Invoice, ...]:
-        """Return invoices created at or after `since`, newest last; `WalletUnavailable` past `MAX_LISTED`."""
-        rows = await self._pages({"time[ge]": max(0, since)})
-        return tuple(each.invoice(self._clock()) for each in rows if each.direction is Direction.INCOMING)
+    async def list_invoices(self, since: int) -> AsyncGenerator[tuple[Invoice, ...], None]:
+        """Yield invoices created at or after `since`, newest last; `WalletUnavailable` past `MAX_LISTED`."""
+        async with aclosing(self._pages({"time[ge]": max(0, since)})) as pages:
+            async for page in pages:
+                yield tuple(each.invoice(self._clock()) for each in page if each.direction is Direction.INCOMING)
 
     async def pay(self, bolt11: str, *, own_id: str, max_fee_msats: int) -> Payment:
         """Pay an invoice unless it is paid or being paid; after `WalletAmbiguous` the same call tells more.
@@ -222,7 +223,7 @@ class LnbitsWallet:
 
     async def transactions(self, since: int) -> tuple[Transaction, ...]:
         """Return invoices and payments from `since` on, newest last."""
-        return tuple(each.transaction for each in await self._pages({"time[ge]": max(0, since)}))
+        return tuple(each.transaction for each in await self._rows({"time[ge]": max(0, since)}))
 
     async def balance_msats(self) -> int:
         """Return the spendable balance."""
@@ -269,15 +270,21 @@ class LnbitsWallet:
         except wire.UnknownPayment:
             return None
 
-    async def _pages(self, wanted: Mapping[str, str | int]) -> list[wire.Row]:
-        """Page by offset, oldest first: what appears meanwhile is added at the end."""
+    async def _rows(self, wanted: Mapping[str, str | int]) -> list[wire.Row]:
+        """Return all pages, each row once, the last that was told of it."""
         rows: dict[tuple[str, str], wire.Row] = {}
+        async for page in self._pages(wanted):
+            rows |= {(each.direction, each.payment_hash): each for each in page}
+        return list(rows.values())
+
+    async def _pages(self, wanted: Mapping[str, str | int]) -> AsyncGenerator[Sequence[wire.Row], None]:
+        """Page by offset, oldest first: what appears meanwhile is added at the end."""
         for offset in range(0, MAX_LISTED, PAGE):
             params = {**wanted, "sortby": "time", "direction": "asc", "limit": PAGE, "offset": offset}
             page, total = await self._ask("GET", _LIST, wire.page, params=params)
-            rows |= {(each.direction, each.payment_hash): each for each in page}
+            yield page
             if not page or offset + PAGE >= total:
-                return list(rows.values())
+                return
         raise WalletUnavailable(f"LNbits answered a list of more than {MAX_LISTED} entries")
 
     async def _ask(

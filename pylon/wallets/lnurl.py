@@ -55,6 +55,8 @@ RETRY_S: Final = 15
 RETRY_MUTE_S: Final = 600
 """Each try of an address that told us nothing costs its host an invoice that nobody wants."""
 
+PAGE: Final = 500
+
 LATE_S: Final = 7 * 86_400
 """How long after its expiry an invoice's receipt is still looked for."""
 
@@ -181,9 +183,11 @@ class LnurlWallet:
             raise fault
         return self._invoice(row, PaymentState.PENDING if known else PaymentState.UNKNOWN)
 
-    async def list_invoices(self, since: int) -> tuple[Invoice, ...]:
-        """Return the invoices that we got from `since` on, with what is known of them; nobody is asked."""
-        return tuple(map(self._invoice, await self._on_disk(lambda it: it.since(since))))
+    async def list_invoices(self, since: int) -> AsyncGenerator[tuple[Invoice, ...], None]:
+        """Yield the invoices that we got from `since` on, with what is known of them; nobody is asked."""
+        listed = await self._on_disk(lambda it: it.since(since))
+        for start in range(0, len(listed), PAGE):
+            yield tuple(map(self._invoice, listed[start : start + PAGE]))
 
     async def settlements(self) -> AsyncGenerator[Received, None]:
         """Yield settlements as their zap receipts arrive; see `Wallet`."""

@@ -138,9 +138,11 @@ class NwcWallet:
         found = await self._calls.by_hash(payment_hash, incoming=True)
         return None if found is None else invoice_of(found)
 
-    async def list_invoices(self, since: int) -> tuple[Invoice, ...]:
-        """Return invoices created at or after `since`, newest last; none where the wallet keeps no list."""
-        return tuple(invoice_of(each) for each in await self._calls.list_all(since, incoming=True, unpaid=True))
+    async def list_invoices(self, since: int) -> AsyncGenerator[tuple[Invoice, ...], None]:
+        """Yield invoices created at or after `since`; none where the wallet keeps no list."""
+        async with aclosing(self._calls.list_pages(since, incoming=True, unpaid=True)) as pages:
+            async for page in pages:
+                yield tuple(map(invoice_of, page))
 
     async def settlements(self) -> AsyncGenerator[Received, None]:
         """Yield settlements as they are pushed, each once; from a wallet that pushes none, nothing.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from pylon.jobs.ports import (
@@ -134,35 +134,46 @@ class NwcCalls:
         return next((each for each in listed if each.payment_hash == payment_hash), None)
 
     async def list_all(self, since: int, *, incoming: bool | None, unpaid: bool) -> list[WalletTransaction]:
-        """Return the transactions from `since` on, newest last; none where it keeps no list.
+        """Return the transactions from `since` on, newest last; none where it keeps no list."""
+        found: dict[tuple[str, bool | None], WalletTransaction] = {}
+        async for page in self.list_pages(since, incoming=incoming, unpaid=unpaid):
+            for each in page:
+                found.setdefault((each.payment_hash, each.incoming), each)
+        oldest_first = list(reversed(found.values()))
+        return sorted(oldest_first, key=lambda each: each.created_at)
+
+    async def list_pages(
+        self, since: int, *, incoming: bool | None, unpaid: bool
+    ) -> AsyncGenerator[list[WalletTransaction], None]:
+        """Yield the transactions from `since` on, newest first; none where it keeps no list.
 
         Pages are asked for until an empty one: wallets give fewer than were asked for. One that gives the same
         page again knows no offset.
         """
         if not await self.offers(Method.LIST_TRANSACTIONS):
-            return []
+            return
         params: dict[str, Any] = {"from": max(0, since), "limit": PAGE, "unpaid": unpaid}
         if incoming is not None:
             params["type"] = "incoming" if incoming else "outgoing"
-        found: dict[tuple[str, bool | None], WalletTransaction] = {}
         before: list[WalletTransaction] = []
         offset = 0
         while offset < MAX_LISTED:
             reply = await self.call(Method.LIST_TRANSACTIONS, {**params, "offset": offset})
             if isinstance(reply, Failure) and reply.code in _NOT_OFFERED:
                 self._withheld.add(Method.LIST_TRANSACTIONS)
-                return []
+                return
             count, page = self._understood(reply, Method.LIST_TRANSACTIONS, _page, mutating=False)
             if (
                 not count
                 or (page and page == before)
                 or (page and all(0 < each.created_at < since for each in page))
             ):
-                oldest_first = list(reversed(found.values()))
-                return sorted(oldest_first, key=lambda each: each.created_at)
-            for each in page:
-                if each.created_at >= since and (incoming is None or each.incoming in (incoming, None)):
-                    found.setdefault((each.payment_hash, each.incoming), each)
+                return
+            yield [
+                each
+                for each in page
+                if each.created_at >= since and (incoming is None or each.incoming in (incoming, None))
+            ]
             offset, before = offset + count, page
         raise WalletUnavailable(f"the wallet lists more than {MAX_LISTED:,} transactions")
 

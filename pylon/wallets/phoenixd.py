@@ -8,7 +8,7 @@ sats; what the customer paid and what left the wallet are worked out from that i
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -158,9 +158,11 @@ class PhoenixdWallet:
             none=True,
         )
 
-    async def list_invoices(self, since: int) -> tuple[Invoice, ...]:
-        """Return invoices created at or after `since`, newest last; `WalletUnavailable` past `MAX_LISTED`."""
-        return tuple(each.invoice for each in await self._incoming(since))
+    async def list_invoices(self, since: int) -> AsyncGenerator[tuple[Invoice, ...], None]:
+        """Yield invoices created at or after `since`, newest first; `WalletUnavailable` past `MAX_LISTED`."""
+        async with aclosing(self._incoming(since)) as pages:
+            async for page in pages:
+                yield tuple(each.invoice for each in page)
 
     async def pay(self, bolt11: str, *, own_id: str, max_fee_msats: int) -> Payment:
         """Pay an invoice unless it is paid or being paid; phoenixd's fixed fee may be `max_fee_msats` at most.
@@ -225,7 +227,8 @@ class PhoenixdWallet:
 
     async def transactions(self, since: int) -> tuple[Transaction, ...]:
         """Return invoices and Lightning payments from `since` on, newest last."""
-        made = [each.transaction for each in await self._incoming(since)]
+        received = {each.invoice.payment_hash: each async for page in self._incoming(since) for each in page}
+        made = [each.transaction for each in sorted(received.values(), key=lambda each: each.created_ms)]
         paid = await self._outgoing(since)
         return tuple(sorted([*made, *paid], key=lambda each: each.created_at))
 
@@ -256,18 +259,22 @@ class PhoenixdWallet:
 
     # --- asking -----------------------------------------------------------------------------------------------
 
-    async def _incoming(self, since: int) -> list[wire.Incoming]:
-        """Page back by time: invoices that appear or expire meanwhile shift offsets, not times."""
+    async def _incoming(self, since: int) -> AsyncGenerator[Sequence[wire.Incoming], None]:
+        """Page back by time: invoices that appear or expire meanwhile shift offsets, not times.
+
+        Those of the millisecond where one page ends come again with the next.
+        """
         from_ms, to_ms = max(0, since) * 1000, int(self._clock() * 1000) + 1
-        seen: dict[str, wire.Incoming] = {}
+        seen = 0
         params: dict[str, str | int]
         while True:
             params = {"all": "true", "from": from_ms, "to": to_ms, "limit": PAGE}
             page = await self._ask("GET", "/payments/incoming", wire.incoming_page, params=params)
-            seen = {each.invoice.payment_hash: each for each in page.invoices} | seen
+            yield page.invoices
             if page.entries < PAGE:
-                return sorted(seen.values(), key=lambda each: each.created_ms)
-            if page.oldest_ms >= to_ms or len(seen) > MAX_LISTED:
+                return
+            seen += len(page.invoices)
+            if page.oldest_ms >= to_ms or seen > MAX_LISTED:
                 raise WalletUnavailable("phoenixd answered a list without an end")
             to_ms = page.oldest_ms
 

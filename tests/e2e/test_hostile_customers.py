@@ -34,7 +34,7 @@ from tests.support.openai_server import DONE, STREAM_END, STREAM_HEAD, Wire, fra
 from tests.support.provider import MODEL, Provider, is_ready, market_settings, provider
 from tests.support.relay import relay_process
 from tests.support.shop import KIND, Order, Shop, shop
-from tests.support.wallet import WalletProcess
+from tests.support.wallet import WalletProcess, listed_by
 
 pytestmark = pytest.mark.e2e
 
@@ -152,7 +152,7 @@ async def test_a_thousand_keys_that_do_not_pay_hold_few_invoices(tmp_path: Path)
         await publish(url, [request(SecretKey.generate(), daemon.pubkey, f"flood {each}") for each in range(1_000)])
         await daemon.until(lambda now: now.refused.get("queue-full", 0) >= 1_000 - 16, "full")
         async with (client := wallet.client()).running():
-            assert len(await client.list_invoices(0)) <= 16
+            assert len(await listed_by(client, 0)) <= 16
         await wallet.payer().pay(bolt11)
         await order.result()
         await buy(customer, wallet, 0)  # what was paid made room
@@ -345,7 +345,7 @@ async def test_bids_of_one_msat_buy_nothing_and_make_no_invoice(tmp_path: Path) 
             assert await order.error() == ErrorPrefix.BID_TOO_LOW
         assert jobs_of(daemon.paths.database) == {}
         async with (client := wallet.client()).running():
-            assert not await client.list_invoices(0)
+            assert not await listed_by(client, 0)
         await buy(customer, wallet, 0)
 
 

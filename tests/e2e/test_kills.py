@@ -38,7 +38,7 @@ from tests.support.openai_server import scripted_server
 from tests.support.provider import MODEL, Provider, market_settings, provider
 from tests.support.relay import relay_process
 from tests.support.shop import shop
-from tests.support.wallet import WalletProcess
+from tests.support.wallet import WalletProcess, listed_by
 from tests.support.workload import EXPIRY_S, LATER, Workload, talking
 
 SEED = int(os.environ.get("PYLON_KILL_SEED", "2090"))
@@ -95,7 +95,7 @@ async def same_settlements(daemon: Provider, wallet: WalletProcess) -> None:
             while settled != booked:
                 await anyio.sleep(0.1)
                 with suppress(WalletError):  # it may still be coming back
-                    invoices = await client.list_invoices(0)
+                    invoices = await listed_by(client, 0)
                     settled = {each.payment_hash for each in invoices if each.state is PaymentState.SETTLED}
                 with database(daemon.paths.database) as db:
                     booked = {row["payment_hash"] for row in db.execute("SELECT payment_hash FROM settlements")}

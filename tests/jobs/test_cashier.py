@@ -13,6 +13,7 @@ import pytest
 
 from pylon.jobs import facts
 from pylon.jobs.cashier import judge
+from pylon.jobs.engine import Engine
 from pylon.jobs.ports import Invoice, InvoiceRequest, PaymentState
 from pylon.nostr.event import Event
 from pylon.nostr.nip90 import FeedbackStatus
@@ -652,3 +653,31 @@ def test_what_an_unpaid_answer_means(
 ) -> None:
     answer = None if state is None else Invoice("own", "ab" * 32, "lnbcrt1", 2_000, 100, 700, state)
     assert judge(ROW, answer, unknown_before=unknown_before, now=now, grace_s=GRACE_S) == verdict
+
+
+async def test_the_list_is_read_whole_and_what_is_booked_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "db")
+    async with open_house(world) as house:
+        for number in range(5):
+            await house.pay(house.ask(f"paid {number}").id)
+        last = house.ask("paid while we are dead")
+        asked = await house.invoiced(last.id)
+        await until(lambda: house.engine.books.received_msats == 5 * PRICE_MSATS)
+    late = next(each.payment_hash for each in world.wallet.made if each.bolt11 == asked.bolt11)
+    world.wallet.settle(late, push=False)
+    handed_on: list[str] = []
+    received = Engine.received
+
+    async def noted(self: Engine, payment_hash: str, amount_msats: int, settled_at: int) -> bool:
+        handed_on.append(payment_hash)
+        return await received(self, payment_hash, amount_msats, settled_at)
+
+    monkeypatch.setattr(Engine, "received", noted)
+    world.cashier = replace(world.cashier, catch_up_s=0.01)
+    async with open_house(world) as house:
+        await house.reaches(last.id, Work.DELIVERED, Money.SETTLED)
+        lists = world.wallet.calls["list"]
+        await until(lambda: world.wallet.calls["list"] > lists + 3)
+        assert set(handed_on) == {late}

@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 import httpx
 
+from pylon.jobs.ports import Invoice, Wallet
 from pylon.wallets.fake import FakePayer, FakeWallet, FakeWalletConfig
 
 READY_LIMIT_S = 30.0
@@ -216,3 +217,9 @@ def _wait_until_ready(process: subprocess.Popen[str] | None) -> str:
     if word != "READY":
         raise RuntimeError(f"the fake wallet did not become ready: {line!r}, exit code {process.poll()}")
     return address
+
+
+async def listed_by(wallet: Wallet, since: int) -> tuple[Invoice, ...]:
+    """Return all that a wallet lists, each invoice once."""
+    found = {each.payment_hash: each async for page in wallet.list_invoices(since) for each in page}
+    return tuple(found.values())

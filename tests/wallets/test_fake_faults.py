@@ -23,7 +23,7 @@ from pylon.jobs.ports import (
 from pylon.wallets.fake import FakeWallet
 from pylon.wallets.fake_server.faults import OWNER_ACTS, Dice, Faults, parse_fault_words, parse_faults
 from pylon.wallets.fake_server.node import Draft, Node
-from tests.support.wallet import WalletProcess
+from tests.support.wallet import WalletProcess, listed_by
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ async def test_an_unanswered_question_is_unavailable_since_nothing_hangs_on_it(
             for ask in (
                 lambda: client.look_up(invoice.payment_hash),
                 lambda: client.find(f"ask-{fault}"),
-                lambda: client.list_invoices(0),
+                lambda: listed_by(client, 0),
                 client.balance_msats,
             ):
                 with pytest.raises(WalletUnavailable):
@@ -343,7 +343,7 @@ async def test_under_all_faults_at_once_the_books_are_exact(wallet: WalletProces
             for number in range(40):
                 tasks.start_soon(customer, number)
         await wallet.set_faults()
-        listed = [i for i in await client.list_invoices(0) if i.own_id.startswith("storm-")]
+        listed = [i for i in await listed_by(client, 0) if i.own_id.startswith("storm-")]
         settled = [i for i in listed if i.state is PaymentState.SETTLED]
         assert settled
         assert all(i.received_msats == i.amount_msats for i in settled)

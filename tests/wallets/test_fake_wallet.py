@@ -32,7 +32,7 @@ from pylon.nostr.bolt11 import check_invoice, read_invoice
 from pylon.wallets.fake import FakePayer, FakeWalletConfig
 from pylon.wallets.fake_server.ledger import PAGE, Ledger
 from pylon.wallets.fake_server.node import Draft, Node
-from tests.support.wallet import WalletProcess
+from tests.support.wallet import WalletProcess, listed_by
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ async def test_fifty_concurrent_creates(wallet: WalletProcess) -> None:
         async with anyio.create_task_group() as tasks:
             for number in range(50):
                 tasks.start_soon(create, number)
-        made = [invoice for invoice in await client.list_invoices(0) if invoice.own_id.startswith("many-")]
+        made = [invoice for invoice in await listed_by(client, 0) if invoice.own_id.startswith("many-")]
         assert {invoice.own_id: invoice.amount_msats for invoice in made} == {
             f"many-{number}": 1_000 + number for number in range(50)
         }
@@ -175,12 +175,12 @@ async def test_a_list_goes_over_pages_oldest_first(tmp_path: Path) -> None:
         client = process.client()
         async with client.running():
             recent = await client.create_invoice(order("recent"))
-            listed = await client.list_invoices(0)
+            listed = await listed_by(client, 0)
             assert [invoice.own_id for invoice in listed] == [f"page-{number}" for number in range(PAGE + 5)] + [
                 "recent"
             ]
-            assert await client.list_invoices(recent.created_at) == (recent,)
-            assert await client.list_invoices(recent.created_at + 10) == ()
+            assert await listed_by(client, recent.created_at) == (recent,)
+            assert await listed_by(client, recent.created_at + 10) == ()
 
 
 @pytest.mark.parametrize(

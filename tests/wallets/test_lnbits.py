@@ -33,6 +33,7 @@ from pylon.wallets.fake_server.node import Draft, Node
 from pylon.wallets.http import TokenRefused
 from pylon.wallets.lnbits import LnbitsConfig, LnbitsWallet
 from tests.support.lnbits import NETWORK, Account, Lnbits, lnbits_process
+from tests.support.wallet import listed_by
 
 FEE_MSATS = 10_000
 
@@ -208,7 +209,7 @@ async def test_the_list_is_paged_and_holds_what_failed(lnbits: Lnbits, monkeypat
         made = [await wallet.create_invoice(order(expiry_s=1 if number == 2 else 600)) for number in range(5)]
         await paid(lnbits, made[3].bolt11)
         await until_state(wallet, made[2].payment_hash, PaymentState.EXPIRED)
-        listed = await wallet.list_invoices(start)
+        listed = await listed_by(wallet, start)
         assert [each.payment_hash for each in listed] == [each.payment_hash for each in made]
         assert [each.state for each in listed] == ["pending", "pending", "expired", "settled", "pending"]
         await wallet.pay(lnbits.invoice(lnbits.customer, 6), own_id=own(), max_fee_msats=FEE_MSATS)
@@ -217,7 +218,7 @@ async def test_the_list_is_paged_and_holds_what_failed(lnbits: Lnbits, monkeypat
         assert (told[-1].amount_msats, told[-1].state, told[-1].fee_msats) == (6_000, PaymentState.SETTLED, 0)
         moved = [each.amount_msats for each in told if each.state is PaymentState.SETTLED]
         assert moved == [21_000, 6_000]
-        assert await wallet.list_invoices(int(time.time()) + 60) == ()
+        assert await listed_by(wallet, int(time.time()) + 60) == ()
 
 
 # --- paying ---------------------------------------------------------------------------------------------------
@@ -321,7 +322,7 @@ async def test_a_wrong_key_is_one_sentence_and_no_unknown_invoice(lnbits: Lnbits
         for call in (
             wallet.create_invoice(order()),
             wallet.look_up(read_invoice(bolt11).payment_hash),
-            wallet.list_invoices(0),
+            listed_by(wallet, 0),
             wallet.pay(bolt11, own_id="x", max_fee_msats=FEE_MSATS),
         ):
             with pytest.raises(TokenRefused, match="check wallet"):
@@ -399,7 +400,7 @@ async def test_lnbits_restarts_in_the_middle_of_everything(fresh_lnbits: Lnbits)
         assert again.state is PaymentState.SETTLED
         balance_msats = await wallet.balance_msats()
         # Each payment by which the listener was tried out came in, too.
-        tried = [each for each in await wallet.list_invoices(0) if each.received_msats == 1_000]
+        tried = [each for each in await listed_by(wallet, 0) if each.received_msats == 1_000]
         assert balance_msats == 100_000 + 21_000 - 7_000 + 1_000 * len(tried)
         async with listening(fresh_lnbits, account, wallet) as stream:
             later = await wallet.create_invoice(order())

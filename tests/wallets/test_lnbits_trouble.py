@@ -34,6 +34,7 @@ from pylon.wallets.fake_server.node import Draft, Node
 from pylon.wallets.http import TokenRefused
 from pylon.wallets.lnbits import LnbitsConfig, LnbitsWallet
 from tests.support.stand_ins import FakeClock
+from tests.support.wallet import listed_by
 
 KEY, ADMIN = "invoicekey", "adminkey"
 SIGNED = Node("11" * 32).sign(Draft("x", 21_000, 600, "own", None), int(time.time()))
@@ -317,7 +318,7 @@ async def test_a_list_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch)
         wallet = client(url)
         async with wallet.running():
             with pytest.raises(WalletUnavailable, match="more than 1000 entries"):
-                await wallet.list_invoices(0)
+                await listed_by(wallet, 0)
             assert len(asked) == 2
 
 

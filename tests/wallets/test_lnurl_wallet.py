@@ -37,6 +37,7 @@ from tests.support.lnurl_host import HOST_KEY, lnurl_host
 from tests.support.lnurl_node import make_invoice
 from tests.support.relay import RelayProcess, relay_process
 from tests.support.running_pool import QUICK, running_pool
+from tests.support.wallet import listed_by
 
 KEY = SecretKey(b"\x07" * 32)
 NOWHERE = "ws://127.0.0.1:1"
@@ -176,7 +177,7 @@ async def test_an_invoice_is_remembered_over_a_restart(tmp_path: Path) -> None:
             assert (paid.state, paid.received_msats) == (PaymentState.SETTLED, 21_000)
             assert await wallet.look_up(other.payment_hash) == other
             assert await wallet.look_up("00" * 32) is None
-            assert await wallet.list_invoices(0) == (paid, other)
+            assert await listed_by(wallet, 0) == (paid, other)
             asked = host.count("/verify")
             assert await wallet.look_up(made.payment_hash) == paid and host.count("/verify") == asked
     assert (tmp_path / "lnurl.db").stat().st_mode & 0o077 == 0

@@ -22,6 +22,7 @@ from pylon.wallets.nwc import NwcWallet
 from tests.support.nwc_service import METHODS, Manner, NwcService
 from tests.support.nwc_wallet import nwc_wallet, order, wallet_with
 from tests.support.relay import RelayProcess, relay_process
+from tests.support.wallet import listed_by
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ async def test_a_wallet_without_get_info_is_judged_by_its_info_event(relay: Rela
         assert state.ready
         assert not state.abilities & {WalletAbility.LIST, WalletAbility.PAY}
         await wallet.create_invoice(order())
-        assert await wallet.find("job-1") == () == await wallet.list_invoices(0)
+        assert await wallet.find("job-1") == () == await listed_by(wallet, 0)
         with pytest.raises(WalletRefused, match="keeps no list"):
             await wallet.transactions(0)
         assert service.asked["list_transactions"] == 0
@@ -141,7 +142,7 @@ async def test_a_wallet_without_get_info_is_judged_by_its_info_event(relay: Rela
 async def test_a_list_that_was_announced_and_is_withheld_is_done_without(relay: RelayProcess) -> None:
     async with wallet_with(relay, Manner(errors={"list_transactions": ("RESTRICTED", "")})) as (wallet, service):
         assert WalletAbility.LIST in (await wallet.check()).abilities
-        assert await wallet.find("job-1") == () == await wallet.list_invoices(0)
+        assert await wallet.find("job-1") == () == await listed_by(wallet, 0)
         assert service.asked["list_transactions"] == 1
         assert WalletAbility.LIST not in wallet.state().abilities
         assert wallet.state().ready

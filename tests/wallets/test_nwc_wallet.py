@@ -25,6 +25,7 @@ from pylon.wallets.nwc import NwcWallet
 from tests.support.nwc_service import Manner, nwc_service
 from tests.support.nwc_wallet import nwc_wallet, order, wallet_with
 from tests.support.relay import RelayProcess, relay_process
+from tests.support.wallet import listed_by
 
 AWKWARD = {
     "good": Manner(),
@@ -117,12 +118,12 @@ async def test_an_invoice_is_made_found_paid_and_seen(relay: RelayProcess, manne
         settled = await wallet.look_up(invoice.payment_hash)
         assert settled is not None and settled.settled_at is not None
         assert (settled.state, settled.received_msats) == (PaymentState.SETTLED, 21_000)
-        listed = await wallet.list_invoices(int(time.time()) - 60)
-        assert [(each.payment_hash, each.state) for each in listed] == [
+        listed = await listed_by(wallet, int(time.time()) - 60)
+        assert {(each.payment_hash, each.state) for each in listed} == {
             (invoice.payment_hash, PaymentState.SETTLED),
             (other.payment_hash, PaymentState.PENDING),
-        ]
-        assert await wallet.list_invoices(int(time.time()) + 60) == ()
+        }
+        assert await listed_by(wallet, int(time.time()) + 60) == ()
         assert await wallet.balance_msats() == 1_021_000
         expected = Encryption.NIP44 if "nip44" in (manner.encryption or "") else Encryption.NIP04
         assert service.encryptions == {expected}
@@ -186,10 +187,10 @@ async def test_a_description_without_our_id_gets_it(relay: RelayProcess) -> None
 async def test_many_transactions_are_read_page_by_page(relay: RelayProcess) -> None:
     async with wallet_with(relay) as (wallet, service):
         made = [await wallet.create_invoice(order(f"job-{number}")) for number in range(25)]
-        listed = await wallet.list_invoices(0)
-        assert [each.payment_hash for each in listed] == [each.payment_hash for each in made]
+        listed = await listed_by(wallet, 0)
+        assert {each.payment_hash for each in listed} == {each.payment_hash for each in made}
         service.manner.knows_offset = False
-        assert len(await wallet.list_invoices(0)) == service.manner.pages
+        assert len(await listed_by(wallet, 0)) == service.manner.pages
 
 
 # --- push -----------------------------------------------------------------------------------------------------

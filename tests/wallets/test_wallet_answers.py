@@ -19,6 +19,7 @@ from pylon.jobs.ports import InvoiceRequest, WalletAmbiguous, WalletError, Walle
 from pylon.wallets.answers import BadAnswer, Fields
 from pylon.wallets.fake import FakePayer, FakeWallet, FakeWalletConfig
 from pylon.wallets.fake_server.node import Draft, Node
+from tests.support.wallet import listed_by
 
 ORDER = InvoiceRequest("mine", 1_000, 600)
 HASH = "ab" * 32
@@ -165,7 +166,7 @@ async def test_a_list_without_an_end_is_refused() -> None:
             client = client_of(url)
             async with client.running():
                 with pytest.raises(WalletUnavailable, match="without an end"):
-                    await client.list_invoices(0)
+                    await listed_by(client, 0)
 
 
 async def test_a_refusal_is_told_without_its_escape_codes() -> None:

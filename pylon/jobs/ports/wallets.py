@@ -167,8 +167,11 @@ class Wallet(Protocol):
         """Return the invoice, or None when the wallet does not know it."""
         ...
 
-    async def list_invoices(self, since: int) -> tuple[Invoice, ...]:
-        """Return invoices created at or after `since`, newest last."""
+    def list_invoices(self, since: int) -> AsyncGenerator[tuple[Invoice, ...], None]:
+        """Yield invoices created at or after `since`, page by page, in any order; one may come twice.
+
+        There may be more of them than fit into memory. Raises `WalletUnavailable`, also between two pages.
+        """
         ...
 
     async def pay(self, bolt11: str, *, own_id: str, max_fee_msats: int) -> Payment:
