@@ -26,6 +26,7 @@ from pylon.nostr.nip89 import (
     PROFILE_KIND,
     RELAY_LIST_KIND,
     Announcement,
+    Measured,
     newest,
     withdrawal_draft,
 )
@@ -47,10 +48,11 @@ class Desk:
     key: SecretKey
     paths: Paths
     timeout_s: float = 8.0
+    measured: Mapping[str, Measured] | None = None
 
     def announcement(self) -> Announcement:
         """Return what would be announced: everything that is for sale, and paused, since no daemon runs."""
-        return announcement_now(self.config, self.offers, None, paused=True)
+        return announcement_now(self.config, self.offers, None, paused=True, measured=self.measured)
 
     async def look(self) -> Reading:
         """Return what the relays have of us: announcement, profile and relay list."""

@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup
 
 from pylon import assembly, logs
 from pylon.access_files import read_access
+from pylon.benches import BenchWatch
 from pylon.control.server import serve_control
 from pylon.doorway import Doorway, Ears
 from pylon.jobs import facts
@@ -30,7 +31,7 @@ from pylon.jobs.cashier import Cashier
 from pylon.jobs.catalogue import Catalogue
 from pylon.jobs.engine import Engine
 from pylon.jobs.intake import Intake
-from pylon.jobs.ports import Clock, Wallet
+from pylon.jobs.ports import BackendState, Clock, Wallet
 from pylon.jobs.recorder import Recorder
 from pylon.jobs.refunder import Refunder
 from pylon.jobs.runner import Runner
@@ -143,6 +144,11 @@ class Daemon:
             max_age_s=settings.intake.max_age_s,
             zaps=self._door.zaps is not None,
         )
+
+        def states() -> dict[str, BackendState]:
+            return {name: backend.state() for name, backend in backends.items()}
+
+        benches = self._benches = BenchWatch(paths.benches_file, settings, states, runner.expect)
         self._announcer = ears.announcer = self._door.announcer = Announcer(
             assembly.make_announce_config(settings),
             offers,
@@ -150,10 +156,11 @@ class Daemon:
             self._publisher,
             engine,
             clock,
-            states=lambda: {name: backend.state() for name, backend in backends.items()},
+            states=states,
             paused=lambda: intake.paused is not None or (mode is not facts.Mode.FREE and not _is_payable(wallet)),
             connected=self.pool.connected_urls,
             all_found=lambda: self.pool.all_caught_up(OWN),
+            measured=lambda: benches.claims,
         )
         self.parts = Parts(
             store,
@@ -219,6 +226,8 @@ class Daemon:
             # Requests come with the first frame, and are refused while the wallet has not answered yet.
             with anyio.move_on_after(_FIRST_ANSWER_S):
                 await parts.wallet.check()
+        await self._benches.look()  # what the first customer is told of the time
+        tasks.start_soon(self._benches.run)
         self._door.intake = parts.intake
         tasks.start_soon(parts.engine.run)
         tasks.start_soon(self.pool.run)

@@ -60,6 +60,11 @@ class Paths:
         return self.state_dir / "pylon.lnurl.db"
 
     @property
+    def benches_file(self) -> Path:
+        """What `pylon backends bench` measured."""
+        return self.state_dir / "pylon.benches.json"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the one daemon of this home."""
         return self.state_dir / "pylon.lock"

@@ -174,7 +174,13 @@ class OllamaBackend:
             there = None if loaded is None else loaded.get(name)
             context = wire.usable_context(asked, trained, None if there is None else there.context_tokens)
             for spelled in wire.spelled_as(self._config.models, each.model):
-                found[spelled] = ModelInfo(spelled, context, None if loaded is None else name in loaded)
+                found[spelled] = ModelInfo(
+                    spelled,
+                    context,
+                    None if loaded is None else name in loaded,
+                    size_bytes=int(each.size) if isinstance(each.size, int) else None,
+                    quantization=wire.quantization_of(each.details),
+                )
         return tuple(found.values())
 
     async def _loaded(self, client: AsyncClient) -> dict[str, wire.Loaded] | None:

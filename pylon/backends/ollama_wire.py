@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from pylon.backends.openai_wire import estimate_tokens, normalise_url
+from pylon.backends.openai_wire import MAX_QUANTIZATION, estimate_tokens, normalise_url
 from pylon.jobs.ports import (
     BackendError,
     BackendRefused,
@@ -187,6 +187,12 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 def _count(value: int | None) -> int | None:
     number = None if value is None else int(value)  # pydantic's sizes are a type of their own
     return number if is_count(number) else None
+
+
+def quantization_of(details: object) -> str | None:
+    """Return how a listed model is quantized, None when it is not told."""
+    told = getattr(details, "quantization_level", None)
+    return told if isinstance(told, str) and 0 < len(told) <= MAX_QUANTIZATION else None
 
 
 def usable_context(asked: int, trained: int | None, loaded: int | None) -> int | None:

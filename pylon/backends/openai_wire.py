@@ -25,6 +25,7 @@ from pylon.text import printable
 
 MAX_MODELS: Final = 1000
 MAX_MODEL_NAME: Final = 256
+MAX_QUANTIZATION: Final = 64
 _MAX_COUNT: Final = 2**53
 _BYTES_PER_TOKEN: Final = 4
 _MIN_SECRET: Final = 8  # shorter ones are the dummies ("none", "x") that keyless servers want
@@ -189,7 +190,7 @@ def parse_models(body: bytes, server: Server) -> ModelList:
             if len(found) >= MAX_MODELS:
                 break
             if isinstance(name, str) and 0 < len(name) <= MAX_MODEL_NAME:
-                found.setdefault(name, ModelInfo(name, context_of(entry), loaded))
+                found.setdefault(name, _model(name, entry, loaded))
     return ModelList(tuple(found.values()), llama_cpp, router)
 
 
@@ -200,6 +201,20 @@ def _is_loaded(entry: dict[str, Any]) -> bool | None:
     if entry.get("owned_by") != "llamacpp" or not isinstance(word, str):
         return None
     return word not in {"unloaded", "failed"}
+
+
+def _model(name: str, entry: dict[str, Any], loaded: bool | None) -> ModelInfo:
+    """Return a model as its entry describes it; llama.cpp tells its size in bytes and its quantization."""
+    told = entry.get("meta")
+    meta = told if isinstance(told, dict) else {}
+    size, kind = meta.get("size"), meta.get("ftype")
+    return ModelInfo(
+        name,
+        context_of(entry),
+        loaded,
+        size_bytes=size if is_count(size) else None,
+        quantization=kind if isinstance(kind, str) and 0 < len(kind) <= MAX_QUANTIZATION else None,
+    )
 
 
 def context_of(entry: dict[str, Any]) -> int | None:

@@ -69,8 +69,8 @@ async def run_trial(backend: Backend, request: GenerationRequest, start_timeout_
     outcome: Trial | BackendError
     async with backend.running():
         try:
-            state = await _wait_until_up(backend, start_timeout_s)
-            outcome = await _measure(backend, replace(request, model=request.model or _first_model(state)))
+            state = await until_up(backend, start_timeout_s)
+            outcome = await _measure(backend, replace(request, model=request.model or first_model(state)))
         except BackendError as error:
             outcome = error  # raised outside: a backend's task group would wrap it
     if isinstance(outcome, BackendError):
@@ -78,7 +78,8 @@ async def run_trial(backend: Backend, request: GenerationRequest, start_timeout_
     return outcome
 
 
-async def _wait_until_up(backend: Backend, start_timeout_s: float) -> BackendState:
+async def until_up(backend: Backend, start_timeout_s: float) -> BackendState:
+    """Wait for a backend that is loading, at most `start_timeout_s`. Raises `BackendUnavailable`."""
     deadline = anyio.current_time() + start_timeout_s
     while True:
         state = await backend.check()
@@ -89,7 +90,8 @@ async def _wait_until_up(backend: Backend, start_timeout_s: float) -> BackendSta
         await anyio.sleep(_LOOK_EVERY_S)
 
 
-def _first_model(state: BackendState) -> str:
+def first_model(state: BackendState) -> str:
+    """Return the first model that a backend lists. Raises `ModelMissing`."""
     if not state.models:
         raise ModelMissing(f"{state.name} lists no models")
     return state.models[0].name

@@ -119,6 +119,8 @@ def _relays_in_use(paths: Paths) -> list[str]:
 def _desk(paths: Paths, config: Path | None, relays: list[str] | None = None, *, sells: bool = True) -> Desk:
     from pylon import assembly
     from pylon.announcing import Desk
+    from pylon.benches import claims, holding
+    from pylon.cli.configured import known_benches
     from pylon.cli.passphrase import unlock
     from pylon.settings import SettingsError, load_settings
     from pylon.settings.identity_file import load_identity
@@ -129,7 +131,8 @@ def _desk(paths: Paths, config: Path | None, relays: list[str] | None = None, *,
         raise SettingsError("models", "nothing is declared for sale, so there is nothing to announce: pylon init")
     key = load_identity(unlock(settings, paths), paths)
     announce, pool = assembly.make_announce_config(settings), assembly.make_pool_config(settings)
-    return Desk(announce, assembly.make_offers(settings), pool, key, paths)
+    measured = claims(holding(known_benches(paths), settings)[0], settings)
+    return Desk(announce, assembly.make_offers(settings), pool, key, paths, measured=measured)
 
 
 def _state_without_daemon(paths: Paths, *, enabled: bool) -> str:

@@ -36,7 +36,7 @@ COMMANDS: Final = {
     "stop": LazyCommand("pylon.cli.stop", "command", "Stop the daemon gracefully.", "pylon stop --timeout 60"),
     "status": LazyCommand("pylon.cli.status", "command", "Show what is going on.", "pylon status --json"),
     "backends": LazyCommand(
-        "pylon.cli.backends", "app", "Find, list and try model servers.", "pylon backends detect"
+        "pylon.cli.backends", "app", "Find, list, try and measure model servers.", "pylon backends detect"
     ),
     "relays": LazyCommand("pylon.cli.relays", "app", "List, check, add and remove relays.", "pylon relays check"),
     "doctor": LazyCommand("pylon.cli.doctor", "command", "Try everything that selling needs.", "pylon doctor"),
@@ -132,7 +132,7 @@ def _root(
                 verb: {"config": config} for verb in ("status", "balance", "invoice", "pay", "history", "connect")
             },
             "nexus": {"stats": {"config": config}},
-            "backends": {verb: {"config": config} for verb in ("detect", "list", "test")},
+            "backends": {verb: {"config": config} for verb in ("detect", "list", "test", "bench")},
             "relays": {verb: {"config": config} for verb in ("list", "check", "add", "remove")},
             "announce": {name: {"config": config} for name in ("show", "publish", "withdraw")},
             "providers": {"config": config},

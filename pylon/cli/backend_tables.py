@@ -8,8 +8,8 @@ from pylon.backends.detect import Detected
 from pylon.backends.gpus import Gpu
 from pylon.backends.marks import TITLES
 from pylon.backends.trial import Trial
-from pylon.cli.configured import ConfiguredBackend
-from pylon.cli.layout import Cell, Colour, Screen, cell, size
+from pylon.cli.configured import ConfiguredBackend, SoldModel
+from pylon.cli.layout import Cell, Colour, Screen, cell, moment, size
 from pylon.text import printable
 
 _STATES = {
@@ -85,6 +85,23 @@ def _gpu_row(gpu: Gpu) -> list[Cell]:
 def show_configured(backends: Sequence[ConfiguredBackend], screen: Screen) -> None:
     """Put the configured backends on the screen."""
     screen.table([_head(("name", "kind", "address", "state", "sold", "")), *map(_backend_row, backends)])
+    speeds = [(backend, model, _speed(model)) for backend in backends for model in backend.sold]
+    rows = [[cell(backend.name), cell(model.name), *about] for backend, model, about in speeds if about]
+    if rows:
+        screen.heading("Measured")
+        screen.table([_head(("backend", "model", "speed", "first token", "")), *rows], indent="  ")
+
+
+def _speed(model: SoldModel) -> list[Cell]:
+    """Return the cells that say how fast a model is, none when it was never measured."""
+    if model.measured is None:
+        return [Cell("-"), Cell("-"), cell(f"measure again: {model.stale}", Colour.WARN)] if model.stale else []
+    claim = model.measured
+    return [
+        Cell(f"{claim.tokens_per_s:g} tokens/s"),
+        Cell(f"{claim.first_token_ms:,} ms"),
+        Cell(moment(claim.at)),
+    ]
 
 
 def _backend_row(backend: ConfiguredBackend) -> list[Cell]:

@@ -1,4 +1,4 @@
-"""`pylon backends`: what model servers run here, which are configured, and whether one of them really works."""
+"""`pylon backends`: what model servers run here, which are configured, whether one works, and how fast they are."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pylon.cli.output import EXIT_USAGE, fail, say, warn
 if TYPE_CHECKING:
     from pylon.backends.detect import Detected, Place
     from pylon.backends.gpus import Gpu
-    from pylon.settings import Settings
+    from pylon.settings import BackendSettings, Settings
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.callback()
 def _backends() -> None:
-    """Find, list and try model servers."""
+    """Find, list, try and measure model servers."""
 
 
 @app.command("detect", epilog="Example: pylon backends detect --json")
@@ -128,10 +128,7 @@ def try_backend(
 
     context: CliContext = ctx.obj
     settings = _settings(config)
-    chosen = next((each for each in settings.backends if each.name == name), None)
-    if chosen is None:
-        known = ", ".join(each.name for each in settings.backends) or "none, there is no [[backends]]"
-        fail(f"no backend is called '{name}'; configured: {known}", EXIT_USAGE)
+    chosen = _configured(settings, name)
     backend, start_timeout_s, note = backend_for_trial(settings, context.paths, chosen)
     if note:
         warn(note)
@@ -145,6 +142,49 @@ def try_backend(
     screen = Screen()
     show_trial(name, trial, screen)
     say(screen.text())
+
+
+@app.command("bench", epilog="Example: pylon backends bench local --concurrency 1 2 4")
+def bench(
+    ctx: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]", help="The backend, as the settings name it; all if not given."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="One model alone; without this, all that are sold there.")
+    ] = None,
+    concurrency: Annotated[
+        list[str] | None,
+        typer.Option("--concurrency", metavar="N...", help="How many jobs at once, one level each: 1 2 4."),
+    ] = None,
+    limit: Annotated[
+        float, typer.Option("--limit", min=1, metavar="SECONDS", help="The longest that a level may take.")
+    ] = 60.0,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Measure how fast the sold models are: tokens per second and the time to the first token.
+
+    What it finds is kept: the router begins with it, customers are told a time by it before any job was run, and
+    the announcement claims it, with its date. Run it when the machine has nothing else to do, and again when a
+    model or its settings change. Exit code: 0 when all was measured, 1 when something was not.
+    """
+    from pylon.cli.bench import measure, read_words, targets
+
+    settings = _settings(config)
+    name, levels = read_words(words or [], concurrency or [], [each.name for each in settings.backends])
+    chosen = settings.backends if name is None else (_configured(settings, name),)
+    context: CliContext = ctx.obj
+    return measure(settings, context.paths, targets(settings, chosen, model), levels, limit, json=json)
+
+
+def _configured(settings: Settings, name: str) -> BackendSettings:
+    chosen = next((each for each in settings.backends if each.name == name), None)
+    if chosen is None:
+        known = ", ".join(each.name for each in settings.backends) or "none, there is no [[backends]]"
+        fail(f"no backend is called '{name}'; configured: {known}", EXIT_USAGE)
+    return chosen
 
 
 def _settings(config: Path | None) -> Settings:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pylon.cli.output import warn
 from pylon.cli.views import control_client
 from pylon.control.client import ControlError
 
 if TYPE_CHECKING:
     from pylon.backends.detect import Place
-    from pylon.jobs.ports import Backend
+    from pylon.benches import Bench
+    from pylon.jobs.ports import Backend, BackendState
+    from pylon.nostr.nip89 import Measured
     from pylon.paths import Paths
     from pylon.settings import BackendSettings, Settings
 
@@ -20,11 +23,16 @@ _DAEMON_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SoldModel:
-    """A model that is sold on a backend; `available` tells that it is ready and lists the model."""
+    """A model that is sold on a backend; `available` tells that it is ready and lists the model.
+
+    `measured` is what the last bench of it says, `stale` why it does not hold any more.
+    """
 
     name: str
     backend_model: str
     available: bool
+    measured: Measured | None = None
+    stale: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,11 @@ class ConfiguredBackend:
 
 def configured_backends(settings: Settings, paths: Paths) -> tuple[ConfiguredBackend, ...]:
     """Return what is configured, each asked for its present state."""
-    states = _states(settings, paths)
+    from pylon.benches import holding
+
+    states, told = _states(settings, paths)
+    fresh, stale = holding(known_benches(paths), settings, told)
+    claims = {place: bench.claim for place, bench in fresh.items()}
     return tuple(
         ConfiguredBackend(
             name=each.name,
@@ -58,7 +70,11 @@ def configured_backends(settings: Settings, paths: Paths) -> tuple[ConfiguredBac
             address=str(getattr(each, "url", None) or getattr(each, "gguf", "")),
             slots=each.slots,
             now=states[each.name],
-            sold=tuple(_sold(settings, each.name, states[each.name])),
+            sold=tuple(
+                replace(sold, measured=claims.get((each.name, sold.backend_model)), stale=stale.get(place, ""))
+                for sold in _sold(settings, each.name, states[each.name])
+                if (place := (each.name, sold.backend_model))
+            ),
         )
         for each in settings.backends
     )
@@ -71,7 +87,19 @@ def _sold(settings: Settings, backend: str, now: BackendNow) -> Iterator[SoldMod
                 yield SoldModel(model.name, there, now.state == "ready" and there in now.listed)
 
 
-def _states(settings: Settings, paths: Paths) -> dict[str, BackendNow]:
+def known_benches(paths: Paths) -> dict[tuple[str, str], Bench]:
+    """Return what was measured here; a file that cannot be read is told and counts as none."""
+    from pylon.benches import BadBenches, read_benches
+
+    try:
+        return read_benches(paths.benches_file)
+    except BadBenches as bad:
+        warn(str(bad))
+        return {}
+
+
+def _states(settings: Settings, paths: Paths) -> tuple[dict[str, BackendNow], dict[str, BackendState]]:
+    """Return how each backend is now, and what those that could be asked said themselves."""
     import anyio
 
     from pylon.assembly import make_backends
@@ -88,7 +116,7 @@ def _states(settings: Settings, paths: Paths) -> dict[str, BackendNow]:
         for name, state in asked.items()
     }
     running = running_backends(paths) if in_daemon else {}
-    return states | {each.name: running.get(each.name) or _at_rest(each) for each in in_daemon}
+    return states | {each.name: running.get(each.name) or _at_rest(each) for each in in_daemon}, asked
 
 
 def running_backends(paths: Paths) -> dict[str, BackendNow]:
@@ -138,8 +166,6 @@ def backend_for_trial(settings: Settings, paths: Paths, chosen: BackendSettings)
 
     The child of an embedded one writes its log apart from that of the daemon's.
     """
-    from dataclasses import replace
-
     from pylon.assembly import make_backends
 
     made = make_backends(settings, replace(paths, state_dir=paths.state_dir / "pylon.trial"))[chosen.name]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from pylon.cli.layout import Cell, Colour, Screen, sats
+from pylon.cli.context import CliContext
+from pylon.cli.layout import Cell, Colour, Screen, moment, sats
 from pylon.cli.options import ConfigOption
 from pylon.cli.output import EXIT_USAGE, fail, say, say_json
 from pylon.text import printable
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from pylon.jobs.catalogue import Offer
     from pylon.jobs.pricing import Quote, QuoteLine
     from pylon.jobs.textgen import TextGeneration
+    from pylon.paths import Paths
     from pylon.settings import Settings
 
 _SHORTEST: Final = "?"
@@ -24,6 +28,7 @@ _MICROSATS_PER_SAT: Final = 1_000_000
 
 
 def command(
+    ctx: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model that is sold, by its name or an alias.")],
     kind: Annotated[
         int | None,
@@ -64,12 +69,65 @@ def command(
     offer = _find(make_offers(settings), model, kind)
     chosen = offer.kinds[0] if kind is None else kind
     quoted, asked = _quote(settings, offer, chosen, text, params)
+    context: CliContext = ctx.obj
+    work = _work(settings, context.paths, offer, quoted)
     if json:
-        say_json(_plain(settings, offer, chosen, quoted, asked))
+        say_json({**_plain(settings, offer, chosen, quoted, asked), "work": work and asdict(work)})
         return
     screen = Screen()
     show(settings, offer, chosen, quoted, screen)
+    for line in _hints(work, quoted):
+        screen.line(line)
     say(screen.text())
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a job takes of the machine, as a bench has it, or why none tells.
+
+    `seconds` are those of a job that uses all of its tokens while it is alone; `msats_per_hour` is what such jobs
+    bring, one after another. `measured_at` is unix seconds.
+    """
+
+    stale: str = ""
+    seconds: float | None = None
+    msats_per_hour: int | None = None
+    tokens_per_s: float | None = None
+    measured_at: int | None = None
+
+
+def _work(settings: Settings, paths: Paths, offer: Offer, quoted: Quote) -> Work | None:
+    """Return what the slowest of the model's benches says of a job; None when the model was never measured."""
+    from pylon.benches import holding
+    from pylon.cli.configured import known_benches
+
+    fresh, stale = holding(known_benches(paths), settings)
+    places = [(route.backend, route.backend_model) for route in offer.routes]
+    benches = [fresh[place] for place in places if place in fresh]
+    if not benches:
+        return next((Work(stale[place]) for place in places if place in stale), None)
+    slowest = min(benches, key=lambda bench: bench.claim.tokens_per_s)
+    speed = slowest.speed
+    seconds = speed.first_token_s + quoted.output_tokens * speed.token_s
+    return Work(
+        seconds=round(seconds, 3),
+        msats_per_hour=round(quoted.amount_msats * 3600 / max(seconds, 0.001)),
+        tokens_per_s=slowest.claim.tokens_per_s,
+        measured_at=slowest.at,
+    )
+
+
+def _hints(work: Work | None, quoted: Quote) -> Iterator[str]:
+    """Yield what the speed of this machine means to the price."""
+    if work is None:
+        return
+    if work.seconds is None or work.measured_at is None or work.msats_per_hour is None:
+        yield f"How long it takes is not known: {printable(work.stale)}; measure again: pylon backends bench."
+        return
+    day, speed = moment(work.measured_at)[:10], f"{work.tokens_per_s:g} tokens/s"
+    yield f"It takes this machine {work.seconds:,.1f} s at most ({speed}, measured on {day})."
+    if quoted.amount_msats:
+        yield f"An hour of such jobs, one after another, brings {sats(work.msats_per_hour // 1000 * 1000)}."
 
 
 def show(settings: Settings, offer: Offer, kind: int, quoted: Quote, screen: Screen) -> None:

@@ -22,6 +22,7 @@ from pylon.nostr.nip89 import (
     AnnouncedModel,
     AnnouncedParam,
     Announcement,
+    Measured,
     ModelPrice,
     announcement_draft,
     profile_draft,
@@ -74,13 +75,21 @@ class AnnounceConfig:
 
 
 def announcement_now(
-    config: AnnounceConfig, offers: Sequence[Offer], states: Mapping[str, BackendState] | None, *, paused: bool
+    config: AnnounceConfig,
+    offers: Sequence[Offer],
+    states: Mapping[str, BackendState] | None,
+    *,
+    paused: bool,
+    measured: Mapping[str, Measured] | None = None,
 ) -> Announcement:
-    """Return what is to be announced. Without `states` nothing is known of the backends: every offer is told."""
+    """Return what is to be announced. Without `states` nothing is known of the backends: every offer is told.
+
+    `measured` is how fast the models were, by the offers' names.
+    """
     served = [offer for offer in offers if states is None or _is_served(offer, states)]
     # Who is paused is still found by what it will sell again.
     kinds = sorted({kind for offer in served or offers for kind in offer.kinds})
-    models = [_model(config, offer, states) for offer in served]
+    models = [_model(config, offer, states, (measured or {}).get(offer.name)) for offer in served]
     announcement = _announcement(config, kinds, models, paused=paused)
     # Relays refuse large events: the operator's first models come first.
     while len(models) > 1 and _size_bytes(announcement_draft(announcement)) > config.limit_bytes:
@@ -142,7 +151,9 @@ def _is_served(offer: Offer, states: Mapping[str, BackendState]) -> bool:
     )
 
 
-def _model(config: AnnounceConfig, offer: Offer, states: Mapping[str, BackendState] | None) -> AnnouncedModel:
+def _model(
+    config: AnnounceConfig, offer: Offer, states: Mapping[str, BackendState] | None, measured: Measured | None
+) -> AnnouncedModel:
     context = offer.context_tokens if states is None else promised_context(offer, states)
     prices = [(kind, _told_price(config, offer, kind)) for kind in offer.kinds]
     return AnnouncedModel(
@@ -152,6 +163,7 @@ def _model(config: AnnounceConfig, offer: Offer, states: Mapping[str, BackendSta
         price=prices[0][1],
         kind_prices=tuple(prices) if len({price for _, price in prices}) > 1 else (),
         quantization=quantization_of(offer.backend_model),
+        measured=measured,
     )
 
 

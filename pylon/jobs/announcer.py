@@ -32,7 +32,7 @@ from pylon.jobs.catalogue import Offer
 from pylon.jobs.ports import BackendHealth, BackendState, Clock, Publisher
 from pylon.nostr.event import Draft, Event, verify
 from pylon.nostr.keys import SecretKey
-from pylon.nostr.nip89 import ANNOUNCEMENT_KIND, withdrawal_draft
+from pylon.nostr.nip89 import ANNOUNCEMENT_KIND, Measured, withdrawal_draft
 from pylon.nostr.nip90 import DELETION_KIND
 from pylon.store.tx import Tx
 
@@ -111,6 +111,7 @@ class Announcer:
         paused: Callable[[], bool],
         connected: Callable[[], Iterable[str]],
         all_found: Callable[[], bool],
+        measured: Callable[[], Mapping[str, Measured]] = dict,
     ) -> None:
         self._config = config
         self._offers = offers
@@ -122,6 +123,7 @@ class Announcer:
         self._paused = paused
         self._connected = connected
         self._all_found = all_found  # whether every relay has told what it has of us
+        self._measured = measured  # how fast the models are, by the offers' names
         self._lock = anyio.Lock()
         self._started_at = clock()
         self._settled = False  # whether the backends have said how they are, or had the time to
@@ -259,7 +261,9 @@ class Announcer:
         return self._settled
 
     def _wanted(self) -> dict[int, Draft]:
-        announcement = announcement_now(self._config, self._offers, self._states(), paused=self._paused())
+        announcement = announcement_now(
+            self._config, self._offers, self._states(), paused=self._paused(), measured=self._measured()
+        )
         drafts = drafts_now(self._config, announcement)
         return {kind: draft for kind, draft in drafts.items() if kind not in SHARED_KINDS or self._is_ours(kind)}
 

@@ -35,6 +35,14 @@ class RunnerConfig:
     relay_hint: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a model is on a backend: seconds until the first token, and for each one after it."""
+
+    first_token_s: float
+    token_s: float
+
+
 @dataclass(slots=True)
 class Place:
     """The slots of one model on one backend, and how fast it is there. See `router.Candidate`."""
@@ -43,8 +51,9 @@ class Place:
     backend: Backend
     circuit: Circuit  # the backend's, shared with the other models that it serves
     busy: int = 0
-    first_token_s: float | None = None
-    token_s: float | None = None
+    expected: Speed | None = None  # what a bench measured; it holds until a job has
+    live_first_token_s: float | None = None
+    live_token_s: float | None = None
 
     @property
     def name(self) -> str:
@@ -66,11 +75,25 @@ class Place:
         """How many slots are free."""
         return self.route.slots - self.busy
 
+    @property
+    def first_token_s(self) -> float | None:
+        """Seconds until the first token: as jobs took of late, else as a bench measured, else None."""
+        if self.live_first_token_s is not None:
+            return self.live_first_token_s
+        return None if self.expected is None else self.expected.first_token_s
+
+    @property
+    def token_s(self) -> float | None:
+        """Seconds that a token of output takes, likewise."""
+        if self.live_token_s is not None:
+            return self.live_token_s
+        return None if self.expected is None else self.expected.token_s
+
     def measured(self, first_token_s: float, rest_s: float, tokens: int) -> None:
         """Take an attempt of `tokens` output tokens into what is known of the place's speed."""
-        self.first_token_s = _mixed(self.first_token_s, first_token_s)
+        self.live_first_token_s = _mixed(self.live_first_token_s, first_token_s)
         if tokens > 1:
-            self.token_s = _mixed(self.token_s, rest_s / (tokens - 1))
+            self.live_token_s = _mixed(self.live_token_s, rest_s / (tokens - 1))
 
     def longest_s(self, max_tokens: int) -> float | None:
         """Return what an attempt takes that uses all its tokens; None before any was measured."""
@@ -107,15 +130,17 @@ class Lane:
         self.attempt_s = _mixed(self.attempt_s, took_s)
 
     def eta_s(self, max_tokens: int) -> int:
-        """Estimate how long one more job takes, those before it included; 0 before any was run.
+        """Estimate how long one more job takes, those before it included; 0 before anything was measured.
 
-        The work itself takes as long as others did of late, but no longer than its own tokens can take.
+        The work itself takes as long as others did of late, but no longer than its own tokens can take. Before any
+        was run, all are taken to use as many tokens as this one may, at the speed that a bench measured.
         """
-        if self.attempt_s is None:
-            return 0
         longest = min((each for place in self.places if (each := place.longest_s(max_tokens))), default=inf)
-        waits_s = (self.busy + len(self.queue)) // self.slots * self.attempt_s
-        return max(1, round(waits_s + min(self.attempt_s, longest)))
+        usual = longest if self.attempt_s is None else self.attempt_s
+        if usual == inf:
+            return 0
+        waits_s = (self.busy + len(self.queue)) // self.slots * usual
+        return max(1, round(waits_s + min(usual, longest)))
 
 
 def _mixed(before: float | None, newest: float) -> float:

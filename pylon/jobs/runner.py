@@ -20,7 +20,7 @@ from pylon.jobs import facts
 from pylon.jobs.catalogue import Offer
 from pylon.jobs.engine import Engine
 from pylon.jobs.kinds import read_text_job
-from pylon.jobs.lanes import Attempt, Lane, Place, Run, RunnerConfig
+from pylon.jobs.lanes import Attempt, Lane, Place, Run, RunnerConfig, Speed
 from pylon.jobs.output import OutputWriter
 from pylon.jobs.policy import OutputBudget
 from pylon.jobs.ports import (
@@ -89,9 +89,15 @@ class Runner:
         return any(can_serve(place, self._monotonic()) for place in self._lanes[model].places)
 
     def eta_s(self, job: Job) -> int:
-        """Estimate how long a job takes from payment on, those before it included; 0 before any was run."""
+        """Estimate how long a job takes from payment on, those before it included; 0 before any was measured."""
         lane = self._lanes.get(job.model)
         return 0 if lane is None else lane.eta_s(job.max_tokens)
+
+    def expect(self, speeds: Mapping[tuple[str, str], Speed]) -> None:
+        """Take what was measured by a bench, by backend and the model's name there, until jobs tell better."""
+        for lane in self._lanes.values():
+            for place in lane.places:
+                place.expected = speeds.get((place.name, place.backend_model))
 
     def try_take(self, model: str, customer: str) -> str | None:
         """Take a slot for a job that would otherwise wait for nobody, and return its backend; None when there is

@@ -3,7 +3,7 @@
 Clients find a provider by `#k`, the job kind, and read the content's JSON. Fields are written as the usual ones
 (nostr-dvm, DVMDash, vendata) read them: `picture` and also `image`, `encryptionSupported`, and `nip90Params` as
 `{"model": {"required": false, "values": ["…"]}}`. Ours beside them are `models` (with `context` in tokens, `price`
-in msats, `quantization`) and `paused`.
+in msats, `quantization`, `measured`) and `paused`.
 
 Reading takes what any stranger published: it raises `BadAnnouncement` for another kind and nothing else. What is
 missing or malformed counts as not said, what is too long is cut, so the value is always small.
@@ -35,6 +35,9 @@ MAX_VALUES: Final = 256
 MAX_MODELS: Final = 256
 MAX_ALIASES: Final = 16
 MAX_CONTEXT: Final = 2**40
+MAX_TOKENS_PER_S: Final = 1_000_000
+MAX_FIRST_TOKEN_MS: Final = 86_400_000
+MAX_TIME: Final = 2**40
 
 _PRICE_KEYS: Final = ("base_msats", "input_msats_per_1k", "output_msats_per_1k", "min_msats")
 _KIND: Final = re.compile(r"[0-9]{1,5}", re.ASCII)
@@ -60,6 +63,15 @@ class ModelPrice:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """How fast a provider says that it measured a model to be, and when (unix seconds): a claim."""
+
+    tokens_per_s: float
+    first_token_ms: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
 class AnnouncedModel:
     """One model as announced; None is what was not said. `kind_prices` tells the price of each job kind where they
     differ; `price` is then that of the first."""
@@ -70,6 +82,7 @@ class AnnouncedModel:
     price: ModelPrice | None = None
     quantization: str | None = None
     kind_prices: tuple[tuple[int, ModelPrice], ...] = ()
+    measured: Measured | None = None
 
     @property
     def free(self) -> bool:
@@ -177,6 +190,13 @@ def _model_json(model: AnnouncedModel) -> dict[str, Any]:
         told["prices"] = {str(kind): _price_json(price) for kind, price in model.kind_prices}
     if model.quantization is not None:
         told["quantization"] = model.quantization
+    if model.measured is not None:
+        claim = model.measured
+        told["measured"] = {
+            "tokens_per_s": claim.tokens_per_s,
+            "first_token_ms": claim.first_token_ms,
+            "at": claim.at,
+        }
     return told
 
 
@@ -274,6 +294,7 @@ def _read_model(told: object) -> AnnouncedModel | None:
         price=_read_price(told.get("price")),
         quantization=_text(told.get("quantization"), MAX_NAME) or None,
         kind_prices=_read_kind_prices(told.get("prices")),
+        measured=_read_measured(told.get("measured")),
     )
 
 
@@ -293,6 +314,19 @@ def _read_kind_prices(value: object) -> tuple[tuple[int, ModelPrice], ...]:
     kinds = [kind for kind in value if _KIND.fullmatch(kind) and int(kind) in REQUEST_KINDS][:MAX_KINDS]
     read = {int(kind): _read_price(value[kind]) for kind in kinds}
     return tuple((kind, price) for kind, price in read.items() if price is not None)
+
+
+def _read_measured(value: object) -> Measured | None:
+    """Return a claim, or None when a part of it is missing or beyond what any machine does."""
+    if not isinstance(value, dict):
+        return None
+    speed: Any = value.get("tokens_per_s")
+    first: Any = value.get("first_token_ms")
+    at: Any = value.get("at")
+    if type(speed) not in (int, float) or not 0 < speed <= MAX_TOKENS_PER_S:
+        return None
+    whole = _is_whole(first, 0, MAX_FIRST_TOKEN_MS) and _is_whole(at, 1, MAX_TIME)
+    return Measured(speed, first, at) if whole else None
 
 
 def _is_whole(value: object, least: int, most: int) -> bool:

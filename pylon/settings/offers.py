@@ -6,6 +6,7 @@ The classes of our own backend kinds stand here; that of any other kind comes wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, SecretStr, model_validator
@@ -48,6 +49,11 @@ class BackendSettings(Section):
     @property
     def fault(self) -> str:
         """Why it cannot start, told without starting it; empty when nothing is known against it."""
+        return ""
+
+    @property
+    def software(self) -> str:
+        """What serves it and in which version, where that is known without asking; else empty."""
         return ""
 
     def harmless(self) -> Self:
@@ -161,6 +167,14 @@ class EmbeddedBackendSettings(_Generating):
     def loading_s(self) -> float:
         """How long the model may take to load, in seconds."""
         return self.start_timeout_s
+
+    @property
+    def software(self) -> str:
+        """The engine and its version, where it is installed."""
+        try:
+            return f"xllamacpp {version('xllamacpp')}"
+        except PackageNotFoundError:
+            return ""
 
     @property
     def fault(self) -> str:

@@ -64,12 +64,15 @@ Chunk = Delta | Finished
 class ModelInfo:
     """A model that a backend really lists. `context_tokens` is what one request may use, None when unknown.
 
-    `loaded` tells whether it is in memory, where the backend says so.
+    `loaded` tells whether it is in memory, `size_bytes` and `quantization` which version of the model it is, where
+    the backend says so.
     """
 
     name: str
     context_tokens: int | None = None
     loaded: bool | None = field(default=None, compare=False)
+    size_bytes: int | None = field(default=None, compare=False)
+    quantization: str | None = field(default=None, compare=False)
 
 
 class BackendError(Exception):
@@ -120,7 +123,11 @@ class BackendState:
 
     def lists(self, model: str) -> bool:
         """Tell whether the backend has a model of exactly this name."""
-        return any(each.name == model for each in self.models)
+        return self.find(model) is not None
+
+    def find(self, model: str) -> ModelInfo | None:
+        """Return what the backend says of a model, None when it does not list it."""
+        return next((each for each in self.models if each.name == model), None)
 
 
 class Backend(Protocol):
