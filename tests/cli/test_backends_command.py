@@ -16,6 +16,8 @@ from pylon.backends import detect, gpus
 from pylon.backends.detect import Place
 from pylon.backends.gpus import Gpu
 from pylon.cli.app import run
+from pylon.cli.bench import read_words
+from pylon.lock import instance_lock
 from tests.support import model_servers as servers
 from tests.support.control_views import NASTY
 from tests.support.fake_daemon import fake_daemon, run_pylon
@@ -177,9 +179,10 @@ async def test_list_asks_each_backend(home: Path, capsys: pytest.CaptureFixture[
         "small": ("embedded", "stopped"),
     }
     assert told["local"]["address"] == f"{server.url}/v1"
+    never = {"measured": None, "stale": ""}
     assert told["local"]["sold"] == [
-        {"name": "sea", "backend_model": "m", "available": True},
-        {"name": "lake", "backend_model": "lake", "available": False},
+        {"name": "sea", "backend_model": "m", "available": True, **never},
+        {"name": "lake", "backend_model": "lake", "available": False, **never},
     ]
     assert "gguf not found" in told["lost"]["now"]["detail"]
     assert lines[0].split() == ["name", "kind", "address", "state", "sold"]
@@ -326,3 +329,115 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(home: Path) -> None:
     done = run_pylon("backends", "test", "local", home=home)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "cannot be loaded" in done.stderr
+
+
+# --- how fast --------------------------------------------------------------------------------------------------
+
+
+WORDS: dict[str, Any] = {"name": "words", "kind": "echo", "slots": 2}
+
+
+def test_a_bench_is_shown_kept_and_used(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure(home, [WORDS], [{"name": "parrot", "backend": "words"}])
+    assert run(["price", "parrot"]) == 0
+    assert "measured" not in capsys.readouterr().out
+    assert run(["backends", "bench", "--concurrency", "1", "2", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0] == "words (echo), parrot"
+    assert lines[1].split() == ["at", "once", "jobs", "tokens/s", "of", "each", "first", "token"]
+    assert [line.split()[:2] for line in lines[2:5]] == [["1", "3"], ["2", "6"], ["4", "12"]]
+    assert lines[5].strip() == "Pylon runs 2 at once here (slots); the rest would wait in its queue."
+    assert lines[-1] == f"Kept in {home / 'pylon.benches.json'}"
+    assert run(["backends", "list", "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)[0]["sold"]
+    assert model["measured"]["tokens_per_s"] > 0 and not model["stale"]
+    assert run(["price", "parrot"]) == 0
+    said = capsys.readouterr().out
+    assert "It takes this machine 0.0 s at most (" in said and " tokens/s, measured on " in said
+    assert "An hour of such jobs, one after another, brings " in said
+
+
+def test_a_stale_bench_is_ignored_and_said_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure(home, [WORDS], [{"name": "parrot", "backend": "words"}])
+    assert run(["backends", "bench", "words", "--concurrency", "1,3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [level["concurrency"] for level in told["benches"][0]["levels"]] == [1, 3]
+    assert told["failed"] == []
+    configure(home, [{**WORDS, "slots": 3}], [{"name": "parrot", "backend": "words"}])
+    assert run(["backends", "list"]) == 0
+    assert "measure again: slots of words changed since" in capsys.readouterr().out
+    assert run(["price", "parrot"]) == 0
+    said = capsys.readouterr().out
+    assert "not known: slots of words changed since; measure again: pylon backends bench." in said
+    assert run(["price", "parrot", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["work"]["seconds"] is None
+
+
+async def test_what_fails_is_told_and_the_rest_is_kept(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = {"name": "away", "kind": "openai", "url": "http://127.0.0.1:9"}
+    models = [{"name": "parrot", "backend": "words"}, {"name": "lake", "backend": "away", "aliases": ["pond"]}]
+    configure(home, [server, WORDS], models)
+    assert await pylon("backends", "bench", "--concurrency", "1") == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("words (echo), parrot\n")
+    assert err.startswith("away: ") and err.count("\n") == 1
+    assert await pylon("backends", "bench", "--model", "pond", "--json") == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["benches"], [each["backend"] for each in told["failed"]]) == ([], ["away"])
+
+
+async def test_a_server_is_measured_with_its_software(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with serving(home, SEA) as server:
+        assert await pylon("backends", "bench", "--model", "ocean", "--concurrency", "2", "--json") == 0
+        assert len(server.posts()) == 1 + 6
+        assert all(wire.json["model"] == "m" for wire in server.posts())
+    (bench,) = json.loads(capsys.readouterr().out)["benches"]
+    assert (bench["model"], bench["levels"][0]["tokens"]) == ("m", 6 * 4)
+    assert bench["software"] == "OpenAI-compatible server"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "no backend is called 'nowhere'; configured: words"),
+        (["words", "other"], "one backend at a time, or none for all of them: words other"),
+        (["--concurrency", "0"], "--concurrency: '0' is no number from 1 to 64"),
+        (["--concurrency", "1", "65"], "--concurrency: '65' is no number from 1 to 64"),
+        (["--concurrency", "x"], "--concurrency: 'x' is no number from 1 to 64"),
+        (["--model", "lake"], "no backend sells 'lake'"),
+    ],
+)
+def test_wrong_usage_of_bench_is_a_sentence(
+    home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    spare: dict[str, Any] = {"name": "spare", "kind": "echo"}
+    configure(home, [WORDS, spare][: 1 if "nowhere" in arguments else 2])
+    assert run(["backends", "bench", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"pylon: {said}")
+
+
+def test_a_backend_that_is_called_as_a_number_can_be_named() -> None:
+    assert read_words(["2", "4"], ["1"], ["2"]) == ("2", (1, 4))
+    assert read_words(["8", "2"], ["4"], []) == (None, (2, 4, 8))
+    assert read_words(["gpu"], [], ["gpu"]) == ("gpu", (1, 2, 4))
+
+
+def test_a_file_that_cannot_be_added_to_is_told_before_anything_runs(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(home, [WORDS], [{"name": "parrot", "backend": "words"}])
+    (home / "pylon.benches.json").write_text("{}")
+    assert run(["backends", "bench"]) == 1
+    assert "remove it and measure again" in capsys.readouterr().err
+    assert run(["backends", "list"]) == 0, "a bad file keeps nothing else from being shown"
+    assert "remove it and measure again" in capsys.readouterr().err
+
+
+def test_beside_a_running_daemon_it_warns(home: Path) -> None:
+    configure(home, [WORDS], [{"name": "parrot", "backend": "words"}])
+    with instance_lock(home / "pylon.lock"):
+        done = run_pylon("backends", "bench", "--concurrency", "1", home=home)
+    assert done.returncode == 0
+    assert done.stderr == "pylon runs: its jobs and this share the machine, and both are slower for it\n"

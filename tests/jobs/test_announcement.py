@@ -18,7 +18,7 @@ from pylon.jobs.announcement import (
 from pylon.jobs.catalogue import Offer, Route
 from pylon.jobs.ports import BackendHealth, BackendState, ModelInfo
 from pylon.jobs.pricing import Price
-from pylon.nostr.nip89 import ModelPrice, parse_announcement
+from pylon.nostr.nip89 import Measured, ModelPrice, parse_announcement
 from tests.support.events import PROVIDER, signed
 
 CONFIG = AnnounceConfig(
@@ -197,3 +197,11 @@ def test_where_the_kinds_differ_each_price_is_told_and_read() -> None:
     assert parse_announcement(event).models == announcement.models
     free = announcement_now(replace(CONFIG, free=True), (two,), STATES, paused=False)
     assert free.models[0].kind_prices == () and free.models[0].free
+
+
+def test_a_measure_is_told_of_the_model_that_it_is_of() -> None:
+    claim = Measured(41, 180, 1_764_000_000)
+    announcement = announcement_now(
+        CONFIG, (SMALL, LARGE), STATES, paused=False, measured={"large": claim, "x": claim}
+    )
+    assert [model.measured for model in announcement.models] == [None, claim]

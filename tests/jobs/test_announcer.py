@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from pylon.jobs.ports import BackendHealth, BackendState, ModelInfo
 from pylon.jobs.pricing import Price
 from pylon.nostr.event import Draft, Event
 from pylon.nostr.keys import SecretKey
-from pylon.nostr.nip89 import Announcement, parse_announcement
+from pylon.nostr.nip89 import Announcement, Measured, parse_announcement
 from pylon.store.tx import Tx
 from pylon.store.writer import Store
 from tests.support.events import NOW, PROVIDER, STRANGER
@@ -52,6 +52,7 @@ class Desk:
     paused: bool = False
     connected: set[str] = field(default_factory=lambda: {RELAY})
     all_found: bool = True
+    measured: Mapping[str, Measured] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.restart()
@@ -61,7 +62,7 @@ class Desk:
         self.announcer = Announcer(
             self.config, self.offers, PROVIDER, self.relays, Marks(self.store), self.clock,
             states=lambda: {"b": self.state}, paused=lambda: self.paused,
-            connected=lambda: self.connected, all_found=lambda: self.all_found,
+            connected=lambda: self.connected, all_found=lambda: self.all_found, measured=lambda: self.measured,
         )  # fmt: skip
         self.relays.sink = self.announcer
 
@@ -367,3 +368,10 @@ async def test_a_price_that_was_changed_is_published_on_the_next_start(desk: Des
     assert 31990 in kinds(sent)
     price = desk.told.models[0].price
     assert price is not None and price.min_msats == 9000
+
+
+async def test_a_new_bench_is_a_change_that_is_announced(desk: Desk) -> None:
+    await desk.after(0)
+    desk.measured = {"m": Measured(41, 180, NOW)}
+    assert kinds(await desk.after(30)) == [31990]
+    assert [model.measured for model in desk.told.models if model.name == "m"] == [Measured(41, 180, NOW)]

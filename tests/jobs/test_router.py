@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pylon.jobs import facts
 from pylon.jobs.catalogue import Route
+from pylon.jobs.lanes import Speed
 from pylon.jobs.ports import (
     BackendHealth,
     BackendRefused,
@@ -353,3 +354,33 @@ async def test_the_eta_is_no_longer_than_the_tokens_asked_for_can_take(tmp_path:
         lane.places[0].busy = 1
         assert lane.eta_s(max_tokens=10) == 71
         lane.places[0].busy = 0
+
+
+async def test_a_bench_tells_the_time_until_jobs_tell_better(tmp_path: Path) -> None:
+    async with open_house(two(tmp_path, also=())) as house:
+        (lane,) = house.runner.lanes.values()
+        (place,) = lane.places
+        assert lane.eta_s(max_tokens=100) == 0
+        house.runner.expect({("local", place.backend_model): Speed(1.0, 0.09), ("local", "other"): Speed(9, 9)})
+        assert (place.first_token_s, place.token_s) == (1.0, 0.09)
+        assert lane.eta_s(max_tokens=100) == 10
+        place.busy = lane.slots
+        assert lane.eta_s(max_tokens=100) == 20
+        place.busy = 0
+        place.measured(first_token_s=2.0, rest_s=18.0, tokens=10)
+        assert (place.first_token_s, place.token_s) == (2.0, 2.0), "a job's own word is not mixed with a bench's"
+        lane.ran(20.0)
+        house.runner.expect({})
+        assert (place.token_s, lane.eta_s(max_tokens=1_000)) == (2.0, 20)
+
+
+@pytest.mark.parametrize(("local_s", "spare_s", "first"), [(0.01, 0.02, "local"), (0.02, 0.01, "spare")])
+async def test_the_first_job_goes_where_a_bench_was_faster(
+    tmp_path: Path, local_s: float, spare_s: float, first: str
+) -> None:
+    async with open_house(two(tmp_path)) as house:
+        (lane,) = house.runner.lanes.values()
+        speeds = dict(zip(("local", "spare"), (Speed(1, local_s), Speed(1, spare_s)), strict=True))
+        house.runner.expect({(each.name, each.backend_model): speeds[each.name] for each in lane.places})
+        content, _ = await delivered(house, house.ask("first"))
+        assert content == f"from {first}"

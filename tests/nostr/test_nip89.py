@@ -17,6 +17,7 @@ from pylon.nostr.nip89 import (
     AnnouncedParam,
     Announcement,
     BadAnnouncement,
+    Measured,
     ModelPrice,
     announcement_draft,
     newest,
@@ -38,6 +39,13 @@ models = st.builds(
     context_tokens=st.none() | st.integers(1, nip89.MAX_CONTEXT),
     price=st.none() | st.builds(ModelPrice, amounts, amounts, amounts),
     quantization=st.none() | names,
+    measured=st.none()
+    | st.builds(
+        Measured,
+        st.integers(1, nip89.MAX_TOKENS_PER_S) | st.floats(0.1, nip89.MAX_TOKENS_PER_S),
+        st.integers(0, nip89.MAX_FIRST_TOKEN_MS),
+        st.integers(1, nip89.MAX_TIME),
+    ),
 )
 params = st.builds(AnnouncedParam, names, st.lists(names, max_size=4, unique=True).map(tuple), st.booleans())
 announcements = st.builds(
@@ -198,6 +206,35 @@ def test_other_spellings_are_understood() -> None:
 def test_half_a_price_is_none(price: object) -> None:
     (model,) = announced(json.dumps({"models": [{"name": "m", "price": price}]})).models
     assert model.price is None
+
+
+CLAIM: dict[str, Any] = {"tokens_per_s": 41, "first_token_ms": 180, "at": 1_764_000_000}
+WRONG_SPEEDS: tuple[object, ...] = (0, -1, True, "41", None, 1e7, [])
+WRONG_TIMES: tuple[object, ...] = (-1, 1.5, True, "180", 10**9)
+WRONG_DATES: tuple[object, ...] = (0, -1, 1.5, "now", 2**60)
+
+
+def test_a_measure_is_written_with_its_date() -> None:
+    model = AnnouncedModel("m", measured=Measured(41, 180, 1_764_000_000))
+    told = json.loads(announcement_draft(Announcement("pylon", models=(model,))).content)
+    assert told["models"] == [{"name": "m", "measured": CLAIM}]
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "fast",
+        [CLAIM],
+        {},
+        *({key: value for key, value in CLAIM.items() if key != left_out} for left_out in CLAIM),
+        *({**CLAIM, "tokens_per_s": wrong} for wrong in WRONG_SPEEDS),
+        *({**CLAIM, "first_token_ms": wrong} for wrong in WRONG_TIMES),
+        *({**CLAIM, "at": wrong} for wrong in WRONG_DATES),
+    ],
+)
+def test_half_a_measure_is_none(claim: object) -> None:
+    (model,) = announced(json.dumps({"models": [{"name": "m", "measured": claim}]})).models
+    assert model.measured is None
 
 
 def test_what_is_too_much_is_cut() -> None:

@@ -205,7 +205,7 @@ class Provider:
                 await anyio.sleep(POLL_S)
         raise self.failure(f"was not {what} within {limit_s:g} s; its last status: {last}")
 
-    async def pylon(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    async def pylon(self, *arguments: str, limit_s: float = END_LIMIT_S) -> subprocess.CompletedProcess[str]:
         """Run another command of `pylon` on this home."""
 
         def run() -> subprocess.CompletedProcess[str]:
@@ -213,7 +213,7 @@ class Provider:
                 [sys.executable, "-m", "pylon", *arguments],
                 capture_output=True,
                 text=True,
-                timeout=END_LIMIT_S,
+                timeout=limit_s,
                 env=self._environ,
                 cwd=ROOT,
                 check=False,
