@@ -149,7 +149,7 @@ def bench(
     ctx: typer.Context,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]", help="The backend, as the settings name it; all if not given."),
+        typer.Argument(metavar="NAME", help="The backend, as the settings name it; all if not given."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="One model alone; without this, all that are sold there.")
@@ -164,9 +164,10 @@ def bench(
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Measure how fast the sold models are: tokens per second and the time to the first token.
+    """Measure how fast the sold models are.
 
-    What it finds is kept: the router begins with it, customers are told a time by it before any job was run, and
+    Tokens per second and the time to the first token, with one job alone and with several at once. What it finds is
+    kept: the router begins with it, customers are told a time by it before any job was run, and
     the announcement claims it, with its date. Run it when the machine has nothing else to do, and again when a
     model or its settings change. Exit code: 0 when all was measured, 1 when something was not.
     """

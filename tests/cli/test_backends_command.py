@@ -376,8 +376,11 @@ def test_a_stale_bench_is_ignored_and_said_so(home: Path, capsys: pytest.Capture
 
 
 async def test_what_fails_is_told_and_the_rest_is_kept(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    server = {"name": "away", "kind": "openai", "url": "http://127.0.0.1:9"}
-    models = [{"name": "parrot", "backend": "words"}, {"name": "lake", "backend": "away", "aliases": ["pond"]}]
+    server: dict[str, Any] = {"name": "away", "kind": "openai", "url": "http://127.0.0.1:9"}
+    models: list[dict[str, Any]] = [
+        {"name": "parrot", "backend": "words"},
+        {"name": "lake", "backend": "away", "aliases": ["pond"]},
+    ]
     configure(home, [server, WORDS], models)
     assert await pylon("backends", "bench", "--concurrency", "1") == 1
     out, err = capsys.readouterr()
