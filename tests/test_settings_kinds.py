@@ -198,7 +198,7 @@ def test_its_keys_are_changed_by_config_set(tmp_path: Path, mirror: str) -> None
     ("lines", "said"),
     [
         ('shine = 2\ngrip = "hidden"', "cannot make it: OSError: no mirror for [secret]"),
-        ("", "makes something that has no name, running, state, check, generate"),
+        ("", "makes something that has no name, running, state, check, unload, generate"),
     ],
 )
 def test_a_plug_in_that_makes_no_backend_is_one_sentence(

@@ -141,7 +141,9 @@ def make_backend(settings: BackendSettings, site: Site) -> Backend:
 
         said = describe_error(error, redact)
         raise BadKind(f"the plug-in of '{settings.kind}' cannot make it: {said}") from None
-    lacking = [name for name in ("name", "running", "state", "check", "generate") if not hasattr(made, name)]
+    lacking = [
+        name for name in ("name", "running", "state", "check", "unload", "generate") if not hasattr(made, name)
+    ]
     if lacking:
         raise BadKind(f"the plug-in of '{settings.kind}' makes something that has no {', '.join(lacking)}")
     return made

@@ -58,6 +58,9 @@ class Machine:
     async def check(self) -> BackendState:
         return self.now
 
+    async def unload(self) -> None:
+        pass
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         self.asked.append(request)
         self.at_once += 1

@@ -79,4 +79,5 @@ async def test_what_was_measured_is_announced_and_tells_the_first_customer_the_t
             daemon.configure({**settings, "backends": [{**EMBEDDED, "context_tokens": 512}]})
             await daemon.start()
             await daemon.logged("context_tokens of own changed since")
-            (event,) = await announced(relay.url, lambda found: not parse_announcement(found[0]).models[0].measured)
+            await daemon.until(is_loaded, "loaded")
+            await announced(relay.url, lambda found: is_served(found) and not models_of(found[0])[0].measured)
