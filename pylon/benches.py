@@ -15,7 +15,7 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 import structlog
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue, SecretStr, TypeAdapter, ValidationError
 
 from pylon.backends.bench import Level
 from pylon.jobs.lanes import Speed
@@ -117,9 +117,10 @@ def keep_benches(path: Path, new: Iterable[Bench]) -> None:
 
 
 def conditions_of(settings: BackendSettings) -> dict[str, Any]:
-    """Return what of a backend's settings may matter to its speed: no name, no duration, no secret in the clear."""
+    """Return what of a backend's settings may matter to its speed: no name, no duration, no secret."""
     told = settings.harmless().model_dump(mode="json", exclude={"name"}, fallback=str)
-    return {key: value for key, value in told.items() if not key.endswith("_s")}
+    secrets = {key for key, value in settings if isinstance(value, SecretStr)}
+    return {key: value for key, value in told.items() if key not in secrets and not key.endswith("_s")}
 
 
 def why_stale(bench: Bench, settings: BackendSettings, model: ModelInfo | None) -> str:
