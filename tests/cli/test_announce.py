@@ -125,3 +125,14 @@ def test_while_a_daemon_starts_nothing_is_published_beside_it(home: Path, verb: 
         done = run_pylon("announce", verb, home=home)
     assert done.returncode == 1
     assert "try again" in one_line(done)
+
+
+def test_without_a_daemon_too_a_measure_is_announced_while_it_holds(home: Path) -> None:
+    assert run_pylon("backends", "bench", "--concurrency", "1", home=home).returncode == 0
+    (model,) = json.loads(run_pylon("announce", "show", "--json", home=home).stdout)["announcement"]["models"]
+    assert model["measured"]["tokens_per_s"] > 0
+    assert "measured by itself" in run_pylon("announce", "show", home=home).stdout
+    settings = paths_under(home).config_file
+    settings.write_text(settings.read_text().replace('kind = "echo"', 'kind = "echo"\nslots = 7'))
+    (model,) = json.loads(run_pylon("announce", "show", "--json", home=home).stdout)["announcement"]["models"]
+    assert model["measured"] is None
