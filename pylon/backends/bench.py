@@ -188,6 +188,7 @@ async def _level(
             except BackendError as error:
                 faults.append(error)
                 scope.cancel()
+                return
 
     with anyio.move_on_after(limit_s):
         async with anyio.create_task_group() as tasks:

@@ -203,7 +203,8 @@ async def test_a_model_that_fails_leaves_the_others_measured() -> None:
     machine = Machine(ModelInfo("a"), ModelInfo("b"))
 
     async def picky(request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
-        if request.model == "a" and len(machine.asked) > 2:
+        if request.model == "a" and len(machine.asked) > 1:
+            await anyio.lowlevel.checkpoint()
             raise BackendRefused("a is not taken")
         async for chunk in machine.work(request):
             yield chunk
@@ -212,6 +213,7 @@ async def test_a_model_that_fails_leaves_the_others_measured() -> None:
     found = await bench(machine, "a", "b", concurrency=(2,), jobs_each=2)
     assert isinstance(found["a"], BackendRefused) and str(found["a"]) == "a is not taken"
     assert isinstance(found["b"], ModelBench)
+    assert [request.model for request in machine.asked].count("a") == 1 + 2, "no more than were under way"
     assert machine.at_once == 0
 
 

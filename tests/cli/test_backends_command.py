@@ -427,15 +427,16 @@ def test_a_backend_that_is_called_as_a_number_can_be_named() -> None:
     assert read_words(["gpu"], [], ["gpu"]) == ("gpu", (1, 2, 4))
 
 
-def test_a_file_that_cannot_be_added_to_is_told_before_anything_runs(
+async def test_a_file_that_cannot_be_added_to_is_told_before_anything_runs(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configure(home, [WORDS], [{"name": "parrot", "backend": "words"}])
-    (home / "pylon.benches.json").write_text("{}")
-    assert run(["backends", "bench"]) == 1
-    assert "remove it and measure again" in capsys.readouterr().err
-    assert run(["backends", "list"]) == 0, "a bad file keeps nothing else from being shown"
-    assert "remove it and measure again" in capsys.readouterr().err
+    async with serving(home, SEA) as server:
+        (home / "pylon.benches.json").write_text("{}")
+        assert await pylon("backends", "bench") == 1
+        assert "remove it and measure again" in capsys.readouterr().err
+        assert server.posts() == []
+        assert await pylon("backends", "list") == 0, "a bad file keeps nothing else from being shown"
+        assert "remove it and measure again" in capsys.readouterr().err
 
 
 def test_beside_a_running_daemon_it_warns(home: Path) -> None:
