@@ -12,6 +12,7 @@ from pylon.plugin import Backend, BackendKind, Site
 from pylon.settings.offers import (
     EchoBackendSettings,
     EmbeddedBackendSettings,
+    LlamaCppBackendSettings,
     OllamaBackendSettings,
     OpenAIBackendSettings,
 )
@@ -71,6 +72,30 @@ def _embedded(settings: EmbeddedBackendSettings, site: Site) -> Backend:
     )
 
 
+def _llama_cpp(settings: LlamaCppBackendSettings, site: Site) -> Backend:
+    from pylon.backends.llama_cpp import LlamaCppBackend, LlamaCppConfig
+
+    return LlamaCppBackend(
+        LlamaCppConfig(
+            name=settings.name,
+            path=settings.path,
+            log_path=site.state_dir / f"pylon.backend-{settings.name}.log",
+            models=tuple(dict.fromkeys(site.models)),
+            python=settings.python,
+            slots=settings.slots,
+            context_tokens=settings.context_tokens,
+            threads=settings.threads or None,
+            gpu_layers=settings.gpu_layers,
+            flash_attention=settings.flash_attention,
+            max_loaded=settings.max_loaded,
+            idle_unload_s=settings.idle_unload_s,
+            start_timeout_s=settings.start_timeout_s,
+            first_token_timeout_s=settings.first_token_timeout_s,
+            stall_timeout_s=settings.stall_timeout_s,
+        )
+    )
+
+
 def _echo(settings: EchoBackendSettings, site: Site) -> Backend:
     from pylon.backends.echo import EchoBackend, EchoConfig
 
@@ -82,4 +107,5 @@ _API: Final = 1  # what these are written for, which is not to follow PLUGIN_API
 OPENAI: Final = BackendKind(_API, OpenAIBackendSettings, _openai)
 OLLAMA: Final = BackendKind(_API, OllamaBackendSettings, _ollama)
 EMBEDDED: Final = BackendKind(_API, EmbeddedBackendSettings, _embedded)
+LLAMA_CPP: Final = BackendKind(_API, LlamaCppBackendSettings, _llama_cpp)
 ECHO: Final = BackendKind(_API, EchoBackendSettings, _echo)

@@ -13,6 +13,7 @@ import pytest
 from pylon import assembly
 from pylon.backends.echo import EchoBackend
 from pylon.backends.embedded import EmbeddedBackend
+from pylon.backends.llama_cpp import LlamaCppBackend
 from pylon.backends.ollama import OllamaBackend
 from pylon.backends.openai import OpenAIBackend
 from pylon.jobs import facts
@@ -311,6 +312,22 @@ EVERYTHING: dict[str, Any] = {
             "first_token_timeout_s": 123.0,
             "stall_timeout_s": 64.0,
         },
+        {
+            "name": "f",
+            "kind": "llama_cpp",
+            "path": "/srv/models",
+            "python": "/opt/llama/bin/python",
+            "slots": 5,
+            "context_tokens": 4_100,
+            "threads": 6,
+            "gpu_layers": 8,
+            "flash_attention": True,
+            "max_loaded": 2,
+            "idle_unload_s": 299.0,
+            "start_timeout_s": 302.0,
+            "first_token_timeout_s": 124.0,
+            "stall_timeout_s": 65.0,
+        },
     ],
     "models": [
         {
@@ -453,6 +470,20 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "backends.3.connect_timeout_s": lambda made: config_of(made.backends["ol"]).connect_timeout_s,
     "backends.3.first_token_timeout_s": lambda made: config_of(made.backends["ol"]).first_token_timeout_s,
     "backends.3.stall_timeout_s": lambda made: config_of(made.backends["ol"]).stall_timeout_s,
+    "backends.4.name": lambda made: config_of(made.backends["f"]).name,
+    "backends.4.kind": lambda made: "llama_cpp" if isinstance(made.backends["f"], LlamaCppBackend) else None,
+    "backends.4.path": lambda made: str(config_of(made.backends["f"]).path),
+    "backends.4.python": lambda made: str(config_of(made.backends["f"]).python),
+    "backends.4.slots": lambda made: config_of(made.backends["f"]).slots,
+    "backends.4.context_tokens": lambda made: config_of(made.backends["f"]).context_tokens,
+    "backends.4.threads": lambda made: config_of(made.backends["f"]).threads,
+    "backends.4.gpu_layers": lambda made: config_of(made.backends["f"]).gpu_layers,
+    "backends.4.flash_attention": lambda made: config_of(made.backends["f"]).flash_attention,
+    "backends.4.max_loaded": lambda made: config_of(made.backends["f"]).max_loaded,
+    "backends.4.idle_unload_s": lambda made: config_of(made.backends["f"]).idle_unload_s,
+    "backends.4.start_timeout_s": lambda made: config_of(made.backends["f"]).start_timeout_s,
+    "backends.4.first_token_timeout_s": lambda made: config_of(made.backends["f"]).first_token_timeout_s,
+    "backends.4.stall_timeout_s": lambda made: config_of(made.backends["f"]).stall_timeout_s,
     "models.0.name": lambda made: made.offers[0].name,
     "models.0.aliases": lambda made: list(made.offers[0].aliases),
     "models.0.backend": lambda made: made.offers[0].backend,

@@ -159,10 +159,13 @@ FAULTS = [
         "FILE: jobs.success_feedback: 'maybe' is neither true nor false; allowed: true",
     ),
     ("[wallet]\nkind = 'fake'", "FILE: wallet.url: missing, and a fake wallet needs it"),
-    ("[[backends]]\nname = 'x'", "FILE: backends.0.kind: missing; allowed: echo, embedded, ollama, openai"),
+    (
+        "[[backends]]\nname = 'x'",
+        "FILE: backends.0.kind: missing; allowed: echo, embedded, llama_cpp, ollama, openai",
+    ),
     (
         "[[backends]]\nname = 'x'\nkind = 'olama'",
-        "FILE: backends.0.kind: 'olama' is unknown; allowed: echo, embedded, ollama, openai",
+        "FILE: backends.0.kind: 'olama' is unknown; allowed: echo, embedded, llama_cpp, ollama, openai",
     ),
     (
         "[[backends]]\nname = 'x'\nkind = 'openai'",

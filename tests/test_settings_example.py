@@ -52,7 +52,7 @@ def test_every_key_of_backends_and_models_is_in_it_with_its_default() -> None:
 def test_with_every_line_made_real_it_is_valid() -> None:
     shown: dict[str, Any] = tomllib.loads(uncommented(EXAMPLE.read_text()))
     settings = merge_settings(EXAMPLE, shown, {"payment.mode": "free"}, {}).settings
-    assert [backend.name for backend in settings.backends] == ["local", "ollama", "own", "echo"]
+    assert [backend.name for backend in settings.backends] == ["local", "ollama", "own", "files", "echo"]
     assert settings.identity.nsec is None, "an empty secret is none"
 
 

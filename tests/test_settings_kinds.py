@@ -22,7 +22,7 @@ from pylon.settings.show import MASK, shown_values
 from tests.support.plugins import API, install_plugin
 
 ROOT = Path(__file__).parents[1]
-OURS = ("echo", "embedded", "ollama", "openai")
+OURS = ("echo", "embedded", "llama_cpp", "ollama", "openai")
 BACKEND = '[[backends]]\nname = "b"\nkind = "mirror"\n'
 MIRROR = (
     API
@@ -98,9 +98,9 @@ def test_ours_are_registered_as_any_other_is() -> None:
 
 
 def test_an_unknown_kind_is_answered_with_those_that_are_installed(tmp_path: Path, mirror: str) -> None:
-    assert installed_kinds() == ("echo", "embedded", "mirror", "ollama", "openai")
+    assert installed_kinds() == ("echo", "embedded", "llama_cpp", "mirror", "ollama", "openai")
     said = fault(tmp_path, '[[backends]]\nname = "b"\nkind = "miror"')
-    assert said == "backends.0.kind: 'miror' is unknown; allowed: echo, embedded, mirror, ollama, openai"
+    assert said == "backends.0.kind: 'miror' is unknown; allowed: echo, embedded, llama_cpp, mirror, ollama, openai"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,14 @@ import orjson
 
 from pylon.backends import llama_child
 from pylon.backends.child_log import bound_log, open_log
+from pylon.backends.child_process import (
+    ChildFault,
+    child_environment,
+    default_threads,
+    end_process,
+    ending,
+    signal_process,
+)
 from pylon.backends.memory import resident_bytes
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs.ports import (
@@ -46,7 +54,6 @@ _HANGS_AFTER_S: Final = 60.0
 _STABLE_AFTER_S: Final = 60.0
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
-_END_S: Final = 3.0
 _MAX_REPORT_BYTES: Final = 16 << 10
 _PARKED: Final = "its memory is given back; the next job loads the model"
 
@@ -74,16 +81,6 @@ class EmbeddedConfig:
     def __post_init__(self) -> None:
         if self.context_tokens < 1 or self.slots < 1 or (self.threads is not None and self.threads < 1):
             raise ValueError("the embedded backend needs context_tokens, slots and threads of at least 1")
-
-
-def default_threads() -> int:
-    """Return half of the cores that this process may use, at least 1.
-
-    Half are usually the physical ones, and the other half stays with the owner. llama.cpp's threads wait for each
-    other by spinning, so a core that others use too costs dearly: on 2 busy cores, 2 threads were slower than 1.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // 2)
 
 
 class EmbeddedBackend:
@@ -190,7 +187,7 @@ class EmbeddedBackend:
         started_at = anyio.current_time()
         try:
             await self._run_child()
-        except _ChildFault as fault:
+        except ChildFault as fault:
             self._say(BackendHealth.DOWN, str(fault))
             self._waking = False
             self._tell()
@@ -229,7 +226,7 @@ class EmbeddedBackend:
             self._state = replace(self._state, memory_bytes=taken)
 
     async def _run_child(self) -> None:
-        """Run one child from start to end. Raises `_ChildFault` when it ends; never returns otherwise."""
+        """Run one child from start to end. Raises `ChildFault` when it ends; never returns otherwise."""
         await self._require_parts()
         self._say(BackendHealth.LOADING, f"loading {self._config.model_name}")
         api_key = secrets.token_urlsafe(32)
@@ -255,24 +252,24 @@ class EmbeddedBackend:
                 self._waking = False
                 self._tell()
                 code = await self._watch(process, server)
-            raise _ChildFault(f"the model server {_ending(code)}; its log is {self._config.log_path}")
+            raise ChildFault(f"the model server {ending(code)}; its log is {self._config.log_path}")
         finally:
             self._server = None
             with anyio.CancelScope(shield=True):
-                await _end(process)
+                await end_process(process)
             self._pid = None
 
     async def _require_parts(self) -> None:
         if importlib.util.find_spec(ENGINE) is None:
-            raise _ChildFault(f"{ENGINE} is not installed: pip install 'pylon-nostr[embedded]'")
+            raise ChildFault(f"{ENGINE} is not installed: pip install 'pylon-nostr[embedded]'")
         if not await anyio.Path(self._config.gguf).is_file():
-            raise _ChildFault(f"gguf not found: {self._config.gguf}")
+            raise ChildFault(f"gguf not found: {self._config.gguf}")
 
     async def _spawn(self) -> anyio.abc.Process:
         try:
             log = open_log(self._config.log_path)
         except OSError as error:
-            raise _ChildFault(f"the log {self._config.log_path} cannot be written: {error.strerror}") from error
+            raise ChildFault(f"the log {self._config.log_path} cannot be written: {error.strerror}") from error
         with log, anyio.CancelScope(shield=True):  # a cancelled start must not leave a child behind
             try:
                 process = await anyio.open_process(
@@ -280,11 +277,11 @@ class EmbeddedBackend:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
-                    env=_child_environment(),
+                    env=child_environment(),
                     start_new_session=True,  # a Ctrl-C is for the daemon, which then ends the child itself
                 )
             except OSError as error:
-                raise _ChildFault(f"the model server cannot be started: {error.strerror}") from error
+                raise ChildFault(f"the model server cannot be started: {error.strerror}") from error
         return process
 
     async def _start_serving(self, process: anyio.abc.Process, api_key: str) -> str:
@@ -307,16 +304,14 @@ class EmbeddedBackend:
                 await process.stdin.send(orjson.dumps(settings) + b"\n")
                 report = await _read_line(process.stdout)
         except TimeoutError:
-            raise _ChildFault(f"the model was not loaded within {config.start_timeout_s:g} s") from None
+            raise ChildFault(f"the model was not loaded within {config.start_timeout_s:g} s") from None
         except (anyio.EndOfStream, anyio.BrokenResourceError, OSError):
             code = await process.wait()
-            raise _ChildFault(
-                f"the model server {_ending(code)} while loading; its log is {config.log_path}"
+            raise ChildFault(
+                f"the model server {ending(code)} while loading; its log is {config.log_path}"
             ) from None
         if "url" not in report:
-            raise _ChildFault(
-                f"the model cannot be loaded: {printable(report.get('error'))}; see {config.log_path}"
-            )
+            raise ChildFault(f"the model cannot be loaded: {printable(report.get('error'))}; see {config.log_path}")
         return str(report["url"])
 
     async def _watch(self, process: anyio.abc.Process, server: OpenAIBackend) -> int:
@@ -334,23 +329,10 @@ class EmbeddedBackend:
             await anyio.to_thread.run_sync(bound_log, self._config.log_path)
             if (await server.check()).health is BackendHealth.READY:
                 answered_at = anyio.current_time()
-        _signal(process, kill=True)
+        signal_process(process, kill=True)
 
     def _say(self, health: BackendHealth, detail: str) -> None:
         self._state = replace(self._state, health=health, detail=detail)
-
-
-class _ChildFault(Exception):
-    """Why there is no child, in words for `pylon status`."""
-
-
-def _child_environment() -> dict[str, str]:
-    """Return our environment without what may hold the operator's secrets."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("PYLON_") and name != "CREDENTIALS_DIRECTORY"
-    }
 
 
 async def _read_line(stream: anyio.abc.ByteReceiveStream) -> dict[str, object]:
@@ -364,26 +346,3 @@ async def _read_line(stream: anyio.abc.ByteReceiveStream) -> dict[str, object]:
     except orjson.JSONDecodeError:
         value = None
     return value if isinstance(value, dict) else {}
-
-
-async def _end(process: anyio.abc.Process) -> None:
-    """Ask the child to end, wait a little, then kill it."""
-    _signal(process)
-    with anyio.move_on_after(_END_S):
-        await process.wait()
-    _signal(process, kill=True)
-    await process.aclose()
-
-
-def _signal(process: anyio.abc.Process, *, kill: bool = False) -> None:
-    try:
-        if kill:
-            process.kill()
-        else:
-            process.terminate()
-    except ProcessLookupError:
-        pass  # it has ended
-
-
-def _ending(code: int) -> str:
-    return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pylon.settings import BackendSettings, Settings
 
 _DAEMON_TIMEOUT_S = 5.0
+_ADDRESSES = ("url", "gguf", "path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class BackendNow:
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredBackend:
-    """One backend of the settings. `address` is its URL or its model's file, empty when it has neither."""
+    """One backend of the settings. `address` is its URL, its model's file or its folder, empty when it has none."""
 
     name: str
     kind: str
@@ -67,7 +68,7 @@ def configured_backends(settings: Settings, paths: Paths) -> tuple[ConfiguredBac
         ConfiguredBackend(
             name=each.name,
             kind=each.kind,
-            address=str(getattr(each, "url", None) or getattr(each, "gguf", "")),
+            address=str(next(filter(None, (getattr(each, key, None) for key in _ADDRESSES)), "")),
             slots=each.slots,
             now=states[each.name],
             sold=tuple(

@@ -64,7 +64,7 @@ def render_example() -> str:
     return "\n\n".join(block.strip("\n") for block in blocks) + "\n"
 
 
-_NAMES: Final = {"openai": "local", "ollama": "ollama", "embedded": "own", "echo": "echo"}
+_NAMES: Final = {"openai": "local", "ollama": "ollama", "embedded": "own", "llama_cpp": "files", "echo": "echo"}
 
 
 def _kind_price_head() -> Iterator[str]:

@@ -182,6 +182,57 @@ class EmbeddedBackendSettings(_Generating):
         return "" if self.gguf.is_file() else f"gguf not found: {self.gguf}"
 
 
+class LlamaCppBackendSettings(_Generating):
+    """GGUF files through the library llama-cpp-python (`pip install pylon-nostr[llama-cpp]`)."""
+
+    in_daemon: ClassVar[bool] = True
+
+    kind: Literal["llama_cpp"] = Field(
+        description="GGUF files through the library llama-cpp-python, loaded when a job asks for them."
+    )
+    path: FilePath = Field(
+        description="A GGUF file, or a folder of them: each is a model, named as the file is, without .gguf.",
+        json_schema_extra={"allowed": "an absolute path", "example": "/srv/models"},
+    )
+    python: FilePath | None = Field(
+        default=None,
+        description="A Python (3.11 or newer) that has llama-cpp-python; unset: the one that runs Pylon.",
+        json_schema_extra={"allowed": "an absolute path", "example": "/opt/llama/bin/python"},
+    )
+    context_tokens: Whole = Field(
+        default=4_096, ge=128, le=1_048_576, description="What one request may use, prompt and answer together."
+    )
+    threads: Whole = Field(default=0, ge=0, le=1_024, description="CPU threads; 0 lets the engine choose.")
+    gpu_layers: Whole = Field(
+        default=-1, ge=-1, le=999, description="Layers put on the GPU: -1 for all that fit, 0 to leave it alone."
+    )
+    flash_attention: bool = Field(
+        default=False, description="Compute attention in the way that takes less memory and is faster on most GPUs."
+    )
+    max_loaded: Whole = Field(
+        default=1, ge=0, le=1_024, description="Models in memory at once; idle ones make room. 0: any number."
+    )
+    idle_unload_s: Number = Field(
+        default=300.0,
+        ge=0,
+        le=31_536_000,
+        description="How long a model without work stays in memory; 0: for ever.",
+    )
+    start_timeout_s: Number = Field(
+        default=300.0, ge=1, le=3600, description="How long the model may take to load."
+    )
+
+    @property
+    def loading_s(self) -> float:
+        """How long a model may take to load, in seconds."""
+        return self.start_timeout_s
+
+    @property
+    def fault(self) -> str:
+        """Say when there is nothing at the path."""
+        return "" if self.path.exists() else f"not found: {self.path}"
+
+
 class EchoBackendSettings(BackendSettings):
     """Answers with the prompt at once: for trials and benchmarks, no model needed."""
 
@@ -331,6 +382,7 @@ BACKEND_TYPES: dict[str, type[BackendSettings]] = {
     "openai": OpenAIBackendSettings,
     "ollama": OllamaBackendSettings,
     "embedded": EmbeddedBackendSettings,
+    "llama_cpp": LlamaCppBackendSettings,
     "echo": EchoBackendSettings,
 }
 """The class of each backend kind of our own, which the annotated example shows."""

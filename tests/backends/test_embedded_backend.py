@@ -22,7 +22,8 @@ import pytest
 
 from pylon.backends import embedded as embedded_module
 from pylon.backends import llama_child
-from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig, default_threads
+from pylon.backends.child_process import default_threads
+from pylon.backends.embedded import EmbeddedBackend, EmbeddedConfig
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs.ports import (
     Backend,
