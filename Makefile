@@ -46,6 +46,7 @@ test-live: $(VENV)/.dev $(VENV)/.model $(VENV)/.fuzz ## The tests against progra
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs
 	@PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.node_programs
 	@PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.go_programs
+	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.llama_cpp_python
 	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m live $(ARGS)
 
 fuzz: $(VENV)/.dev $(VENV)/.fuzz ## Ten minutes of hostile frames, guided by the code they reach; ARGS="--minutes 60"

@@ -197,7 +197,7 @@ def make(given: Settings, folder: Path) -> Made:
 
 def config_of(part: object) -> Any:
     """The configuration that a backend or wallet was made with."""
-    assert isinstance(part, EchoBackend | EmbeddedBackend | OllamaBackend | OpenAIBackend)
+    assert isinstance(part, EchoBackend | EmbeddedBackend | LlamaCppBackend | OllamaBackend | OpenAIBackend)
     return part._config
 
 

