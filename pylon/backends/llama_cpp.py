@@ -200,9 +200,12 @@ class LlamaCppBackend:
                 if child := next((each for each in model.children if each.free), None):
                     child.busy = True
                     return child
-                if model.file.fault or (model.fault and patience_s < inf):  # who has no end of it revives the model
+                # One that ended once is waited for; who has no end of patience is about to bring it back.
+                beyond_hope = model.fault and model.failures > 1 and patience_s < inf
+                if model.file.fault or beyond_hope:
                     raise BackendUnavailable(f"{self.name}: {model.file.fault or model.fault}")
-                if len(model.children) < self._config.slots and self._has_room(model):
+                reviving = model.fault and patience_s < inf
+                if not reviving and len(model.children) < self._config.slots and self._has_room(model):
                     break
                 await self._changed.wait()
         if waiting.cancelled_caught:

@@ -75,6 +75,14 @@ TITLES: Final[Mapping[ServerKind, str]] = {
 }
 """The kinds as their makers write them."""
 
+CAVEATS: Final[Mapping[ServerKind, str]] = {
+    ServerKind.LLAMA_CPP_PYTHON: (
+        "unless it was started with --interrupt_requests false, a second request cuts the first one off; "
+        "streams without token counts, so these are estimated"
+    ),
+}
+"""What an operator must know of a kind of server before it is sold, as one clause."""
+
 
 class Readiness(StrEnum):
     """How far a server is."""
@@ -146,7 +154,7 @@ def _readiness(kind: ServerKind, answers: Answers, models: tuple[DetectedModel, 
         return Readiness.NOT_READY, "says that Apple's model is not available: is Apple Intelligence on?"
     if health is not None and health.status == 503:
         return Readiness.NOT_READY, "says that it is not ready (503): it is loading its model, or failed to"
-    return (Readiness.READY, "") if models else _why_none(answers.get(_LISTS.get(kind, MODELS)))
+    return (Readiness.READY, CAVEATS.get(kind, "")) if models else _why_none(answers.get(_LISTS.get(kind, MODELS)))
 
 
 def _why_none(listing: Answer | None) -> tuple[Readiness, str]:

@@ -36,9 +36,9 @@ def detect_servers(config: ConfigOption = None, json: JsonOption = False) -> Non
     """
     import anyio
 
+    from pylon.assembly.places import configured_places
     from pylon.backends.detect import places_to_ask
     from pylon.cli.backend_tables import show_detected
-    from pylon.cli.configured import configured_places
     from pylon.control.codec import dump_json
 
     found, gpus = anyio.run(_look, places_to_ask(os.environ, configured_places(_settings(config))))

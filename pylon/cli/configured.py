@@ -11,7 +11,6 @@ from pylon.cli.views import control_client
 from pylon.control.client import ControlError
 
 if TYPE_CHECKING:
-    from pylon.backends.detect import Place
     from pylon.benches import Bench
     from pylon.jobs.ports import Backend, BackendState
     from pylon.nostr.nip89 import Measured
@@ -133,22 +132,6 @@ def _at_rest(backend: BackendSettings) -> BackendNow:
     if backend.fault:
         return BackendNow("down", backend.fault)
     return BackendNow("stopped", "pylon start runs it, pylon backends test tries it")
-
-
-def configured_places(settings: Settings) -> list[Place]:
-    """Return where the configured backends are, with the keys that they want."""
-    from pydantic import SecretStr
-
-    from pylon.backends.detect import Place
-    from pylon.backends.openai_wire import normalise_url
-
-    places: list[Place] = []
-    for each in settings.backends:
-        url, key = getattr(each, "url", None), getattr(each, "api_key", None)
-        if url and isinstance(url, str):  # a plug-in may call something else so
-            secret = key.get_secret_value() if isinstance(key, SecretStr) else None
-            places.append(Place(normalise_url(url), "", each.name, secret))
-    return places
 
 
 def model_at_backend(settings: Settings, backend: str, model: str | None) -> str:

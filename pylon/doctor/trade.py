@@ -11,6 +11,9 @@ from typing import Final
 import anyio
 
 from pylon import assembly
+from pylon.assembly.places import configured_places
+from pylon.backends.detect import detect
+from pylon.backends.marks import CAVEATS, TITLES
 from pylon.control.views import DaemonStatus
 from pylon.doctor.findings import Finding, Scene, fail, ok, warn
 from pylon.jobs.catalogue import Offer
@@ -27,7 +30,7 @@ from pylon.jobs.ports import (
 )
 from pylon.nostr.keys import SecretKey
 from pylon.relays.check import RelayCheck, check_relays
-from pylon.settings import PaymentMode, SettingsError
+from pylon.settings import PaymentMode, Settings, SettingsError
 from pylon.text import printable
 
 SKEW_WARN_S: Final = 30
@@ -38,6 +41,7 @@ _LOADING_POLL_S: Final = 0.25
 _TRIAL: Final = (Message("user", "Say yes."),)
 _TRIAL_TOKENS: Final = 8
 _MODELS_SHOWN: Final = 8
+_CAVEAT_FIX: Final = 'see that it was started so, or sell its models by kind = "llama_cpp" (docs/llama-cpp.md)'
 
 
 # --- relays -------------------------------------------------------------------------------------------------------
@@ -108,10 +112,26 @@ async def check_backends(scene: Scene, limit_s: float) -> list[Finding]:
         else:
             findings[backend.name] = await try_backend(backend, sold, limit_s)
 
+    caveats: dict[str, list[Finding]] = {}
+
+    async def look() -> None:
+        caveats.update(await _caveats(settings))
+
     async with anyio.create_task_group() as tasks:
+        tasks.start_soon(look)
         for backend in backends.values():
             tasks.start_soon(one, backend)
-    return [finding for name in backends for finding in findings[name]]
+    return [finding for name in backends for finding in (*findings[name], *caveats.get(name, ()))]
+
+
+async def _caveats(settings: Settings) -> dict[str, list[Finding]]:
+    """Return what must be known of the programs behind the configured URLs, by the backend's name."""
+    found = await detect(configured_places(settings))
+    return {
+        at.place.name or "": [warn("backend", f"{at.place.name}: {TITLES[kind]}: {CAVEATS[kind]}", _CAVEAT_FIX)]
+        for at in found
+        if (kind := at.finding.kind) in CAVEATS and kind is not None
+    }
 
 
 def _as_daemon_sees_it(daemon: DaemonStatus, name: str) -> Finding:

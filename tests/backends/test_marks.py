@@ -24,7 +24,7 @@ def found(routes: Routes, **headers: str) -> Finding:
 @pytest.mark.parametrize("kind", ServerKind)
 def test_each_kind_is_told_by_its_own_marks(kind: ServerKind) -> None:
     finding = found(BY_KIND[kind])
-    assert (finding.kind, finding.readiness, finding.detail) == (kind, Readiness.READY, "")
+    assert (finding.kind, finding.readiness, finding.detail) == (kind, Readiness.READY, CAVEATS.get(kind, ""))
     assert finding.models
 
 
@@ -104,6 +104,13 @@ def test_llama_cpp_is_known_by_its_header_alone_and_without_it() -> None:
     bare = found({"/v1/models": (200, listing("m"))}, server="llama.cpp")
     assert (bare.kind, bare.readiness) == (ServerKind.LLAMA_CPP, Readiness.READY)
     assert found(servers.LLAMA_CPP, server="nginx").kind is ServerKind.LLAMA_CPP
+
+
+def test_llama_cpp_python_is_ready_with_a_caveat() -> None:
+    finding = found(servers.LLAMA_CPP_PYTHON)
+    assert (finding.kind, finding.readiness) == (ServerKind.LLAMA_CPP_PYTHON, Readiness.READY)
+    assert "--interrupt_requests false" in finding.detail
+    assert "estimated" in finding.detail
 
 
 def test_aliases_are_models_too() -> None:

@@ -20,6 +20,7 @@ from pylon.paths import paths_under
 from pylon.relays.check import Fault, RelayCheck, Step
 from pylon.settings import Settings
 from tests.support.control_views import STATUS
+from tests.support.model_servers import LLAMA_CPP_PYTHON, model_server
 from tests.support.openai_server import DONE, Handler, answer, hang, piece, scripted_server, stream, usage
 from tests.support.wallet import WalletProcess
 
@@ -151,6 +152,19 @@ async def test_an_embedded_model_without_its_file(tmp_path: Path) -> None:
     finding = only(await trade.check_backends(scene(tmp_path, **EMBEDDED), 5))
     assert finding.level is Level.FAIL
     assert "/nowhere/model.gguf" in finding.what or "is not installed" in finding.what
+
+
+async def test_a_server_that_lets_a_second_request_abort_the_first_is_remarked_on(tmp_path: Path) -> None:
+    async with model_server(LLAMA_CPP_PYTHON) as server:
+        given: dict[str, Any] = {
+            "backends": [{"name": "b", "kind": "openai", "url": server.url}],
+            "models": [{"name": "m", "backend": "b", "backend_model": "/models/tiny.gguf"}],
+            "payment": {"mode": "free"},
+        }
+        *_, caveat = await trade.check_backends(scene(tmp_path, **given), 5)
+    assert caveat.level is Level.WARN
+    assert caveat.what.startswith("b: llama-cpp-python: unless it was started with --interrupt_requests false, ")
+    assert "docs/llama-cpp.md" in caveat.fix
 
 
 # --- the wallet ---------------------------------------------------------------------------------------------------
