@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylon.backends.marks import MAX_SHOWN, DetectedModel, Finding, Readiness, ServerKind, further_asks, judge
+from pylon.backends.marks import (
+    CAVEATS,
+    MAX_SHOWN,
+    DetectedModel,
+    Finding,
+    Readiness,
+    ServerKind,
+    further_asks,
+    judge,
+)
 from pylon.backends.openai_wire import MAX_MODEL_NAME, MAX_MODELS
 from pylon.backends.probing import FIRST_ASKS, HEALTH, KOBOLD_CONTEXT, MODELS, PROPS, ROOT, Answer, Ask
 from tests.support import model_servers as servers
