@@ -1,15 +1,16 @@
-"""What the market costs a customer in speed: the same model server asked directly, and through the whole market.
+"""What the market costs a customer in speed: the same model asked directly, and through the whole market.
 
-One llama.cpp server runs for both sides. The bare side posts to it and reads its stream; the market side publishes
+The bare side asks a model server (or a backend's child program) and reads its stream; the market side publishes
 kind 5050 requests to a local relay, where the real daemon, in free mode and with everything durable, takes them to
-the same server and streams partial results back. Both are measured in the same run, round by round, with the same
-prompts and parameters, and the ratios are printed: tokens/s over all jobs at once, and the median time to the first
-token. Tokens are counted by the server's own tokenizer, for both sides alike. Traffic stays on loopback.
+the same kind of backend and streams partial results back. Both are measured in the same run, round by round, with
+the same prompts and parameters, and the ratios are printed: tokens/s over all jobs at once, and the median time to
+the first token. Tokens are counted by one tokenizer, for both sides alike. Traffic stays on loopback.
 
 Jobs have different lengths, the same ones on both sides: equal ones march in step, and whether they do decides over
 the time to the first token more than anything that is measured here.
 
-usage: python -m benchmarks.inference [--rounds 4] [--concurrent 1 4 8] [--tokens 64] [--json FILE]
+usage: python -m benchmarks.inference [--backend openai|embedded|llama_cpp] [--rounds 4] [--concurrent 1 4 8]
+       [--tokens 64] [--json FILE]
 """
 
 from __future__ import annotations
@@ -19,34 +20,27 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import httpx
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
 
+from benchmarks.inference_sides import MODEL, SIDES, TIME_LIMIT_S, Answer, Session, Side
 from benchmarks.processes import relay, running, wait_ready
-from pylon.backends import llama_child
-from pylon.backends.models import bundled_model_path
 from pylon.nostr.event import Event
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.messages import event_frame
 from pylon.nostr.nip90 import FEEDBACK_KIND, JobInput, request_draft
 
-MODEL = "smollm2-135m"
-SLOTS = 8
 LENGTHS = (2, 6, 3, 5, 4)  # quarters of the tokens asked for, job by job
 JOBS_EACH = 10  # jobs a round for each one that runs at once
-TIME_LIMIT_S = 300
 PROMPT = "Write a short story about a lighthouse keeper and the sea. Story number {number}."
 
 CONFIG = """
@@ -61,23 +55,13 @@ partial_interval_s = 0.1
 level = "warning"
 [[backends]]
 name = "local"
-kind = "openai"
-url = "{server}"
-api_key = "{api_key}"
 slots = {slots}
+{backend}
 [[models]]
-name = "{model}"
+name = "{name}"
 backend = "local"
+backend_model = "{model}"
 """
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One job's text and how long its first token and its end took."""
-
-    text: str
-    first_s: float
-    took_s: float
 
 
 @dataclass(frozen=True)
@@ -101,83 +85,6 @@ class Figures:
         firsts = [first_s for each in rounds for first_s in each.first_s]
         tokens, took_s = sum(each.tokens for each in rounds), sum(each.took_s for each in rounds)
         return cls(tokens / took_s, 1000 * statistics.median(firsts))
-
-
-@dataclass(frozen=True)
-class Server:
-    """The model server and the key it wants."""
-
-    url: str
-    api_key: str
-
-    def client(self) -> httpx.AsyncClient:
-        headers = {"Authorization": f"Bearer {self.api_key}"}
-        # A connection each: over a kept one that carried a stream about one request in a hundred fails.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        return httpx.AsyncClient(
-            base_url=self.url, headers=headers, timeout=TIME_LIMIT_S, limits=limits, trust_env=False
-        )
-
-
-@contextlib.contextmanager
-def model_server(context_tokens: int = 1024) -> Iterator[Server]:
-    gguf = bundled_model_path()
-    if gguf is None:
-        raise SystemExit("the model is missing: run `make test` once, which installs it")
-    settings = {
-        "parent_pid": os.getpid(),
-        "api_key": secrets.token_urlsafe(16),
-        "gguf": str(gguf),
-        "model_name": MODEL,
-        "slots": SLOTS,
-        "context_tokens": context_tokens,
-        "threads": os.cpu_count() or 1,
-        "gpu_layers": 0,
-    }
-    child = subprocess.Popen(
-        [sys.executable, str(llama_child.__file__)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.write(json.dumps(settings) + "\n")
-        child.stdin.flush()
-        report = json.loads(child.stdout.readline())
-        if "url" not in report:
-            raise SystemExit(f"the model server did not start: {report}")
-        yield Server(report["url"], settings["api_key"])  # type: ignore[arg-type]
-    finally:
-        child.kill()
-        child.wait()
-
-
-# --- the bare side ----------------------------------------------------------------------------------------------
-
-
-async def ask_bare(client: httpx.AsyncClient, prompt: str, tokens: int) -> Answer:
-    body = {
-        "model": MODEL,
-        "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": tokens,
-        "temperature": 0,
-        "seed": 1,
-        "stream": True,
-    }
-    started, first, parts = time.perf_counter(), 0.0, []
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            for choice in orjson.loads(line[6:])["choices"]:
-                if text := choice["delta"].get("content"):
-                    first = first or time.perf_counter() - started
-                    parts.append(text)
-    return Answer("".join(parts), first, time.perf_counter() - started)
 
 
 # --- the market side --------------------------------------------------------------------------------------------
@@ -259,34 +166,32 @@ async def closed_loop(
     return answers, time.perf_counter() - started
 
 
-async def counted(client: httpx.AsyncClient, answers: list[Answer], took_s: float) -> Round:
-    tokens = 0
-    for answer in answers:
-        response = await client.post("/tokenize", json={"content": answer.text})
-        tokens += len(response.json()["tokens"])
+async def counted(session: Session, answers: list[Answer], took_s: float) -> Round:
+    tokens = sum([await session.count(answer.text) for answer in answers])
     return Round(tokens, took_s, tuple(answer.first_s for answer in answers))
 
 
-async def one_round(side: str, server: Server, url: str, concurrent: int, tokens: int, number: int) -> Round:
+async def one_round(name: str, side: Side, url: str, concurrent: int, tokens: int, number: int) -> Round:
     jobs = [
         (PROMPT.format(number=1000 * number + at), tokens * LENGTHS[at % len(LENGTHS)] // 4)
         for at in range(JOBS_EACH * concurrent)
     ]
-    async with server.client() as client:
-        if side == "bare":
-            asked = [partial(ask_bare, client, prompt, length) for prompt, length in jobs]
-            return await counted(client, *await closed_loop(asked, concurrent))
+    async with side.session() as session:
+        if name == "bare":
+            asked = [partial(session.ask, prompt, length) for prompt, length in jobs]
+            return await counted(session, *await closed_loop(asked, concurrent))
         async with market(url) as customer:
             await customer.ask(customer.request(f"Say hello to number {number}.", 4))  # connections are up
             requests = [customer.request(prompt, length) for prompt, length in jobs]
             orders = [partial(customer.ask, request) for request in requests]
-            return await counted(client, *await closed_loop(orders, concurrent))
+            return await counted(session, *await closed_loop(orders, concurrent))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=SIDES, default="openai")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--concurrent", type=int, nargs="*", default=[1, 4, 8])
+    parser.add_argument("--concurrent", type=int, nargs="*", help="jobs at once; 1, 4 and 8 where it runs so many")
     parser.add_argument("--tokens", type=int, default=64, help="max_tokens of the jobs, on average")
     parser.add_argument("--port", type=int, default=7791)
     parser.add_argument("--json", type=Path)
@@ -294,25 +199,26 @@ def main() -> None:
     report: dict[str, object] = {}
     print(f"{'':8}{'at once':>8}{'tokens/s':>10}{'first token ms':>16}")
     with (
-        model_server() as server,
+        SIDES[options.backend]() as side,
         relay(options.port) as url,
         tempfile.TemporaryDirectory(prefix="pylon-bench-") as home,
     ):
         Path(home).chmod(0o700)
-        config = CONFIG.format(relay=url, server=server.url, api_key=server.api_key, slots=SLOTS, model=MODEL)
+        backend = "\n".join(f"{key} = {json.dumps(value)}" for key, value in side.backend.items())
+        config = CONFIG.format(relay=url, backend=backend, slots=side.slots, name=MODEL, model=side.model)
         file = Path(home, "pylon.toml")
         file.write_text(config)
         file.chmod(0o600)  # it holds the server's key
         env = {**os.environ, "PYLON_HOME": home, "PYLON_NSEC": SecretKey.generate().reveal_nsec()}
         with running([sys.executable, "-m", "pylon", "start"], env, None):
             wait_ready(Path(home))
-            asyncio.run(one_round("bare", server, url, 2, 8, 999))  # the model's pages are in memory
-            for concurrent in options.concurrent:
+            asyncio.run(one_round("bare", side, url, 2, 8, 999))  # the model's pages are in memory
+            for concurrent in options.concurrent or [each for each in (1, 4, 8) if each <= side.slots]:
                 found: dict[str, list[Round]] = {"bare": [], "market": []}
                 for number in range(options.rounds):
-                    for side in found if number % 2 else reversed(found):
-                        made = one_round(side, server, url, concurrent, options.tokens, number)
-                        found[side].append(asyncio.run(made))
+                    for name in found if number % 2 else reversed(found):
+                        made = one_round(name, side, url, concurrent, options.tokens, number)
+                        found[name].append(asyncio.run(made))
                 bare, through = Figures.of(found["bare"]), Figures.of(found["market"])
                 for name, each in (("bare", bare), ("market", through)):
                     print(f"{name:8}{concurrent:>8}{each.tokens_per_s:>10.1f}{each.first_token_ms:>16.1f}")
