@@ -30,7 +30,7 @@ class Child:
     @property
     def free(self) -> bool:
         """Whether a job may have it now."""
-        return self.loaded is not None and not self.busy and not self.leaving
+        return self.loaded is not None and not (self.busy or self.leaving or self.process.gone)
 
 
 @dataclass(eq=False, slots=True)

@@ -77,6 +77,12 @@ class ModelProcess:
         self._process: anyio.abc.Process | None = None
         self._unread = bytearray()
         self._jobs = 0
+        self._gone = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has closed its pipes or was killed: it has no more to say, and may not have ended yet."""
+        return self._gone
 
     @property
     def pid(self) -> int | None:
@@ -104,7 +110,9 @@ class ModelProcess:
                 f"{self._shown} was not loaded within {config.start_timeout_s:g} s; the log is {config.log_path}"
             ) from None
         except _Gone:
-            raise ChildFault(f"the process for {self._shown} {await self._ending()} while loading") from None
+            raise ChildFault(
+                f"the process for {self._shown} {await self._ending()} while loading; its log is {config.log_path}"
+            ) from None
         loaded = report.get("loaded")
         if report.get("missing"):
             raise ChildFault(f"llama-cpp-python is not whole for {config.python}: {printable(report.get('error'))}")
@@ -145,7 +153,7 @@ class ModelProcess:
         except _Gone:
             over = True
             raise BackendUnavailable(
-                f"{self._shown} on {self._config.owner}: its process {await self._ending()}"
+                f"{self._shown} on {self._config.owner}: its process {await self._ending()}; its log is {self._config.log_path}"
             ) from None
         finally:
             if not over:
@@ -184,6 +192,7 @@ class ModelProcess:
                     event = await self._receive()
                     if event.get("id") == job and not {"begun", "text"} & event.keys():
                         return
+            self._is_gone()
             signal_process(self._process, kill=True)
             await self._process.wait()
 
@@ -213,7 +222,7 @@ class ModelProcess:
         try:
             await self._process.stdin.send(orjson.dumps(message) + b"\n")
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-            raise _Gone from None
+            raise self._is_gone() from None
 
     async def _receive(self) -> dict[str, Any]:
         """Return the next line that the child wrote; what a cancelled call has read is kept. Raises `_Gone`."""
@@ -223,10 +232,10 @@ class ModelProcess:
             try:
                 self._unread += await self._process.stdout.receive()
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-                raise _Gone from None
+                raise self._is_gone() from None
             if len(self._unread) > _MAX_LINE_BYTES:
                 signal_process(self._process, kill=True)
-                raise _Gone
+                raise self._is_gone()
         line = bytes(self._unread[:end])
         del self._unread[: end + 1]
         try:
@@ -235,12 +244,16 @@ class ModelProcess:
             value = None
         return value if isinstance(value, dict) else {}
 
+    def _is_gone(self) -> _Gone:
+        self._gone = True
+        return _Gone()
+
     async def _ending(self) -> str:
-        """Return how it ended, with where its log is; it has closed its pipes, so it is about to."""
+        """Return how it ended; it has closed its pipes, so it is about to."""
         said = "does not answer"
         with anyio.move_on_after(_ENDS_S):
             said = await self.wait()
-        return f"{said}; its log is {self._config.log_path}"
+        return said
 
     @property
     def _shown(self) -> str:

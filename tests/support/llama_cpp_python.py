@@ -10,6 +10,7 @@ the tests that need it are skipped and say so; with PYLON_REQUIRE_LIVE=1 both ar
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -59,7 +60,7 @@ def wheels() -> list[Path]:
 
 def find_wheel() -> Path | None:
     """Return its wheel, where it was built."""
-    name = f"llama_cpp_python-{LLAMA_CPP_PYTHON.version}-*.whl"
+    name = f"llama_cpp_python-{LLAMA_CPP_PYTHON.version}-*{platform.machine()}.whl"
     return next((wheel for folder in wheels() for wheel in folder.glob(name)), None)
 
 
