@@ -152,9 +152,9 @@ class ModelProcess:
                 return
         except _Gone:
             over = True
-            raise BackendUnavailable(
-                f"{self._shown} on {self._config.owner}: its process {await self._ending()}; its log is {self._config.log_path}"
-            ) from None
+            where = f"{self._shown} on {self._config.owner}"
+            ended = f"its process {await self._ending()}; its log is {self._config.log_path}"
+            raise BackendUnavailable(f"{where}: {ended}") from None
         finally:
             if not over:
                 await self._stop(job)

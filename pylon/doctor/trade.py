@@ -183,8 +183,9 @@ async def _try_model(backend: Backend, state: BackendState, offer: Offer, deadli
     listed = [model.name for model in state.models]
     if offer.backend_model not in listed:
         has = printable(", ".join(listed[:_MODELS_SHOWN])) or "none"
+        why = f" ({printable(state.detail)})" if state.detail else ""
         return fail(
-            "backend", f"{place} is on offer and not there; there are: {has}", "correct [[models]] or load it"
+            "backend", f"{place} is on offer and not there{why}; there are: {has}", "correct [[models]] or load it"
         )
     started_at = anyio.current_time()
     request = GenerationRequest(offer.backend_model, _TRIAL, _TRIAL_TOKENS)

@@ -21,6 +21,7 @@ from pylon.lock import instance_lock
 from tests.support import model_servers as servers
 from tests.support.control_views import NASTY
 from tests.support.fake_daemon import fake_daemon, run_pylon
+from tests.support.gguf_files import model_bytes
 from tests.support.model import model_path
 from tests.support.model_servers import listing, model_server
 from tests.support.openai_server import (
@@ -296,6 +297,31 @@ async def test_a_server_that_is_away_or_lacks_the_model(home: Path, capsys: pyte
         assert "Loading model" in capsys.readouterr().err
     assert await pylon("backends", "test", "local") == 1
     assert "cannot be reached" in capsys.readouterr().err
+
+
+async def test_a_folder_of_models_is_listed_and_tried(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Path(__file__).parents[1] / "support" / "llama_cpp_library"
+    monkeypatch.setenv("PYTHONPATH", str(library))
+    monkeypatch.syspath_prepend(str(library))
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "m.gguf").write_bytes(model_bytes())
+    backends = [
+        {"name": name, "kind": "llama_cpp", "path": str(at)} for name, at in (("files", folder), ("no", home / "x"))
+    ]
+    configure(home, backends, [{"name": "sea", "backend": "files", "backend_model": "m"}])
+    assert await pylon("backends", "list") == 0
+    _, files, absent = capsys.readouterr().out.splitlines()
+    assert files.split()[:5] == ["files", "llama_cpp", str(folder), "stopped", "sea"]
+    assert absent.endswith(f"down     nothing  not found: {home / 'x'}")
+    assert await pylon("backends", "test", "files", "--model", "sea", "--prompt", "say The sea is wide.") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("The sea is wide.\n")
+    assert "8 in, 5 out (as it counts)" in said
+    assert await pylon("backends", "test", "no") == 1
+    assert capsys.readouterr().err == f"pylon: {home / 'x'} cannot be read: No such file or directory\n"
 
 
 def test_an_unknown_backend_is_wrong_usage(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,10 +20,12 @@ from pylon.paths import paths_under
 from pylon.relays.check import Fault, RelayCheck, Step
 from pylon.settings import Settings
 from tests.support.control_views import STATUS
+from tests.support.gguf_files import model_bytes
 from tests.support.model_servers import LLAMA_CPP_PYTHON, model_server
 from tests.support.openai_server import DONE, Handler, answer, hang, piece, scripted_server, stream, usage
 from tests.support.wallet import WalletProcess
 
+LLAMA_CPP_LIBRARY = Path(__file__).parents[1] / "support" / "llama_cpp_library"
 WELL = RelayCheck("wss://a", connect_ms=10.0, round_trip_ms=41.6, authenticated=True)
 
 
@@ -152,6 +154,26 @@ async def test_an_embedded_model_without_its_file(tmp_path: Path) -> None:
     finding = only(await trade.check_backends(scene(tmp_path, **EMBEDDED), 5))
     assert finding.level is Level.FAIL
     assert "/nowhere/model.gguf" in finding.what or "is not installed" in finding.what
+
+
+async def test_a_broken_model_beside_a_sound_one_is_told_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(LLAMA_CPP_LIBRARY))
+    monkeypatch.syspath_prepend(str(LLAMA_CPP_LIBRARY))
+    (tmp_path / "sound.gguf").write_bytes(model_bytes())
+    (tmp_path / "broken.gguf").write_bytes(b"<html>")
+    given: dict[str, Any] = {
+        "backends": [{"name": "f", "kind": "llama_cpp", "path": str(tmp_path)}],
+        "models": [{"name": "s", "backend": "f", "backend_model": "sound"}, {"name": "broken", "backend": "f"}],
+        "payment": {"mode": "free"},
+    }
+    sound, broken = await trade.check_backends(scene(tmp_path, **given), 30)
+    assert sound.level is Level.OK
+    assert "f: sound generates" in sound.what
+    assert broken.level is Level.FAIL
+    told = "f: broken is on offer and not there (broken.gguf is no GGUF file); there are: sound"
+    assert broken.what == told
 
 
 async def test_a_server_that_lets_a_second_request_abort_the_first_is_remarked_on(tmp_path: Path) -> None:

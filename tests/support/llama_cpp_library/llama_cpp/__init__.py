@@ -173,6 +173,7 @@ def _fail(llm: Llama, rest: str, sampling: dict[str, Any]) -> Iterator[int]:
 
 _BEHAVIOURS = {
     "say": _say,
+    "Say": _say,
     "tell": _tell,
     "sing": _sing,
     "read": _read,
