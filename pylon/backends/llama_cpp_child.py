@@ -2,10 +2,11 @@
 
 Run by file name, so it imports nothing of pylon and runs in any Python that has the library. Both directions are
 lines of JSON. In come the settings, once, then `{"op": "generate", "id": n, …}` and `{"op": "cancel", "id": n}`;
-out go `{"loaded": {…}}` or `{"error": …}`, then for each job `begun`, `text` as it is made, and one of `done`,
-`refused`, `fault` and `cancelled`. Jobs run one after another: two calls into one model end the process. A thread
-listens meanwhile, so a cancellation is heard in the middle of one. Everything that llama.cpp prints goes to stderr,
-the log. The process ends when its parent does: stdin closes, and on Linux the kernel kills it.
+out go `{"loaded": {…}}` or `{"error": …}`, then for each job `begun`, `text` as it is made (empty while the model
+thinks), and one of `done`, `refused`, `fault` and `cancelled`. Jobs run one after another: two calls into one model
+end the process. A thread listens meanwhile, so a cancellation is heard in the middle of one. Everything that
+llama.cpp prints goes to stderr, the log. The process ends when its parent does: stdin closes, and on Linux the
+kernel kills it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _MAX_PIECE: Final = 256
 _RANDOM_SEED: Final = 0xFFFFFFFF  # this one means to llama.cpp that it is to choose itself
 # What a request leaves open, as llama.cpp's own server has it; a model's chat template when it has none likewise.
 _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P = 0.8, 40, 0.95, 0.05
+_THINK, _THOUGHT = "<think>", "</think>"
 _CHATML: Final = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "<|im_start|>assistant\n"
@@ -95,6 +97,42 @@ class StopFinder:
         return held
 
 
+class ThoughtFinder:
+    """Keeps what a model thinks before its answer apart from the answer; a text comes in pieces.
+
+    With `inside` the prompt has begun the thoughts already. They are told only where no answer comes.
+    """
+
+    def __init__(self, inside: bool) -> None:
+        self._thoughts = ""
+        self._held = _THINK if inside else ""
+        self._answers = False
+
+    def feed(self, piece: str) -> str:
+        """Return what of the answer may be said now."""
+        if self._answers:
+            return piece
+        self._held += piece
+        text = self._held.lstrip()
+        if not text or _THINK.startswith(text):
+            return ""
+        answer = self._held
+        if text.startswith(_THINK):
+            thoughts, end, answer = text.removeprefix(_THINK).partition(_THOUGHT)
+            answer = answer.lstrip()
+            if not end or not answer:
+                self._thoughts = thoughts.strip()
+                return ""
+        self._answers, self._held = True, ""
+        return answer
+
+    def rest(self) -> str:
+        """Return what is to be said instead of an answer, once nothing follows."""
+        if self._answers:
+            return ""
+        return self._thoughts or ("" if self._held.lstrip().startswith(_THINK) else self._held)
+
+
 def _overlap(text: str, stop: str) -> int:
     """Return how many characters at the end of the text are the beginning of the stop text."""
     longest = min(len(text), len(stop) - 1)
@@ -143,15 +181,18 @@ class Engine:
         """The library's version."""
         return str(self._lib.__version__)
 
-    def prompt_tokens(self, messages: list[dict[str, str]]) -> list[int]:
-        """Return the chat as the model's own template writes it, in tokens. Raises `Refused`."""
+    def prompt(self, messages: list[dict[str, str]]) -> str:
+        """Return the chat as the model's own template writes it. Raises `Refused`."""
         try:
             try:
-                prompt = self._render(messages)
+                return self._render(messages)
             except Exception:  # noqa: BLE001 - a template raises what it likes
-                prompt = self._render(without_system(messages))
+                return self._render(without_system(messages))
         except Exception as error:  # noqa: BLE001
             raise Refused(f"the model's chat template does not take it: {error}") from None
+
+    def tokens(self, prompt: str) -> list[int]:
+        """Return a prompt in tokens."""
         # The template writes the beginning of the text itself, if it wants one.
         starts = bool(self._bos) and prompt.startswith(self._bos)
         add_bos = not starts and bool(self._lib.llama_vocab_get_add_bos(self._vocab))
@@ -160,13 +201,15 @@ class Engine:
 
     def generate(self, job: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
         """Say the answer piece by piece and return how it ended. Raises `Refused` and `Cancelled`."""
-        prompt = self.prompt_tokens(job["messages"])
+        text = self.prompt(job["messages"])
+        prompt = self.tokens(text)
         if len(prompt) >= self.context_tokens:
             raise Refused(
                 f"its prompt has {len(prompt)} tokens, and the model takes {self.context_tokens} per request"
             )
         room = min(job["max_tokens"], self.context_tokens - len(prompt))
         finder, decoder = StopFinder(job["stop"]), codecs.getincrementaldecoder("utf-8")("replace")
+        thoughts = ThoughtFinder(inside=text.rstrip().endswith(_THINK)) if self._thinks else None
         reason, count, cut = "length", 0, False
         with contextlib.closing(self._tokens(prompt, job)) as tokens:
             for token in tokens:
@@ -174,13 +217,14 @@ class Engine:
                 if self._lib.llama_vocab_is_eog(self._vocab, token):
                     reason = "stop"
                     break
-                text, cut = finder.feed(decoder.decode(self._piece(token)))
-                if text:
-                    say(text)
+                text = decoder.decode(self._piece(token))
+                text, cut = finder.feed(thoughts.feed(text) if thoughts else text)
+                say(text)  # an empty one too: it tells that the model is at work
                 if cut or count >= room:
                     break
         if not cut:
-            text, cut = finder.feed(decoder.decode(b"", final=True))
+            text = decoder.decode(b"", final=True)
+            text, cut = finder.feed(thoughts.feed(text) + thoughts.rest() if thoughts else text)
             if text := text if cut else text + finder.rest():
                 say(text)
         if cut:
@@ -249,6 +293,7 @@ class Engine:
 
         self._bos = text_of(self._llm.token_bos())
         template = self._llm.metadata.get("tokenizer.chat_template", _CHATML)
+        self._thinks = _THINK in template
         write = Jinja2ChatFormatter(template, eos_token=text_of(self._llm.token_eos()), bos_token=self._bos)
         return lambda messages: str(write(messages=messages).prompt)
 

@@ -145,7 +145,8 @@ class ModelProcess:
                 event = await self._event(job, patience_s, late)
                 patience_s, late = self._config.stall_timeout_s, "stopped sending"
                 if isinstance(text := event.get("text"), str):
-                    yield Delta(text)
+                    if text:
+                        yield Delta(text)
                     continue
                 over = True
                 yield self._finished(event)

@@ -59,6 +59,26 @@ def test_only_what_may_become_a_stop_text_is_held_back() -> None:
     assert finder.rest() == ""
 
 
+def answered(pieces: list[str], inside: bool = False) -> str:
+    finder = child.ThoughtFinder(inside)
+    return "".join([*(finder.feed(piece) for piece in pieces), finder.rest()])
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_thoughts_are_kept_apart_wherever_the_pieces_part(first: int, second: int) -> None:
+    def parted(text: str) -> list[str]:
+        one, two = sorted((first, second))
+        return [text[:one], text[one:two], text[two:]]
+
+    assert answered(parted(" <think>\nHm, 2 < 3.\n</think>\n\nYes. </think>")) == "Yes. </think>"
+    assert answered(parted("Hm.\n</think>\n\nYes."), inside=True) == "Yes."
+    assert answered(parted("<thinks> I do <think>")) == "<thinks> I do <think>"
+    assert answered(parted("<think>Hm, it is ")) == "Hm, it is", "no answer came"
+    assert answered(parted("<think>Hm</think> \n")) == "Hm"
+    assert answered(parted(" <thi")) == " <thi"
+    assert answered(["  "], inside=True) == ""
+
+
 def test_a_system_message_can_be_put_into_the_users() -> None:
     system, user = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}
     assert child.without_system([system, user]) == [{"role": "user", "content": "Be kind.\n\nHello"}]
@@ -98,6 +118,7 @@ class Program:
         heard = [self.hear()]
         while not {"done", "refused", "fault", "cancelled"} & heard[-1].keys():
             heard.append(self.hear())
+        heard = [each for each in heard if each.get("text") != ""]
         assert all(each.pop("id") == number for each in heard)
         assert heard.pop(0) == {"begun": True}
         return heard
@@ -202,6 +223,20 @@ def test_what_does_not_fit_or_the_template_does_not_take_is_refused(tmp_path: Pa
         system = [{"role": "system", "content": "say I"}, {"role": "user", "content": "am"}]
         *texts, _ = run.ask("", 3, messages=system)
         assert "".join(each["text"] for each in texts) == "I\n\nam"
+
+
+def test_a_thinking_model_delivers_its_answer_and_counts_its_thoughts(tmp_path: Path) -> None:
+    with program(tmp_path, "thinks") as run:
+        run.hear()
+        *texts, end = run.ask("say <think> hm </think> yes no", stop=["no"])
+        assert "".join(each["text"] for each in texts) == "yes "
+        assert (end["done"], end["output_tokens"]) == ("stop", 5)
+        *texts, _ = run.ask("say <think> hm hm", 2, max_tokens=2)
+        assert "".join(each["text"] for each in texts) == "hm"
+    with program(tmp_path) as run:
+        run.hear()
+        *texts, _ = run.ask("say <think> hm")
+        assert "".join(each["text"] for each in texts) == "<think> hm", "its template knows of no thoughts"
 
 
 def test_bytes_that_are_no_text_yet_wait_for_the_rest(tmp_path: Path) -> None:

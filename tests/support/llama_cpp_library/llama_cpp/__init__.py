@@ -88,7 +88,8 @@ class Llama:
             time.sleep(0.005)
         self.ctx = SimpleNamespace(abort=lambda _: False, cleared=0)
         self.model = object()
-        self.metadata: dict[str, str] = {"tokenizer.chat_template": "the template"}
+        template = "the template, <think>" if name.startswith("thinks") else "the template"
+        self.metadata: dict[str, str] = {"tokenizer.chat_template": template}
         self.n_batch = min(n_ctx, n_batch)
         self.seed = -1
         self._n_ctx = n_ctx
