@@ -183,9 +183,9 @@ def _runs(paths: Paths) -> bool:
 
 async def _software(settings: Settings, backend: BackendSettings) -> str:
     """Return what serves a backend, as far as it says so itself."""
+    from pylon.assembly.places import configured_places
     from pylon.backends.detect import detect
     from pylon.backends.marks import TITLES
-    from pylon.cli.configured import configured_places
 
     if backend.software:
         return backend.software
