@@ -149,6 +149,14 @@ class AttemptFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class PutBack:
+    """Attempt `attempt` is broken off for the owner of the machine; the job waits again."""
+
+    attempt: int
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Confirmed:
     """A relay confirmed the result."""
 
@@ -240,6 +248,7 @@ Fact = (
     | Output
     | Metered
     | AttemptFailed
+    | PutBack
     | Confirmed
     | GaveUp
     | Cancel

@@ -250,6 +250,13 @@ def _attempt_failed(job: Job, fact: facts.AttemptFailed, rules: Rules) -> Step:
     return _lose_attempt(job, ended, fact.sentence, rules, fact.prefix, retryable=fact.retryable)
 
 
+def _put_back(job: Job, fact: facts.PutBack, rules: Rules) -> Step:
+    if job.work is not Work.RUNNING or fact.attempt != job.attempts:
+        return _nothing(job)
+    ended = do.EndAttempt(fact.attempt, fact.sentence)
+    return _move(job, ended, do.StopWork(), do.Enqueue(), work=Work.QUEUED, reason=fact.sentence)
+
+
 def _restarted(job: Job, fact: facts.Restarted, rules: Rules) -> Step:
     if job.work is Work.QUEUED:
         return Step(job, (do.Enqueue(),), changed=False)
@@ -414,6 +421,7 @@ _HANDLERS: Final[dict[type, Callable[[Job, Any, Rules], Step]]] = {
     facts.Output: _output,
     facts.Metered: _metered,
     facts.AttemptFailed: _attempt_failed,
+    facts.PutBack: _put_back,
     facts.Confirmed: _confirmed,
     facts.GaveUp: _gave_up,
     facts.Cancel: _cancel,

@@ -71,6 +71,8 @@ class Runner:
         self._crew = Crew()
         self._check_now = {name: anyio.Event() for name in backends}
         self._draining = False
+        self._held = False
+        self._put_back = ""  # why what was about to start when it was held is put back too
         self._idle = anyio.Event()
 
     # --- what others look at ----------------------------------------------------------------------------------
@@ -103,7 +105,7 @@ class Runner:
         """Take a slot for a job that would otherwise wait for nobody, and return its backend; None when there is
         none. It is given back with `give_back`."""
         lane = self._lanes[model]
-        if self._draining or lane.queue or not self._may_run(customer):
+        if self._starts_nothing or lane.queue or not self._may_run(customer):
             return None
         place = choose(lane.places, self._monotonic())
         if place is None:
@@ -136,9 +138,35 @@ class Runner:
     async def drain(self) -> None:
         """Start nothing more, and return when the last attempt, or start of one, that was under way has ended."""
         self.start_nothing_more()
+        await self.empty()
+
+    async def empty(self) -> None:
+        """Return when no attempt, or start of one, is under way."""
         while any(lane.busy for lane in self._lanes.values()):
-            self._idle = anyio.Event()
             await self._idle.wait()
+
+    def hold(self) -> None:
+        """Leave what waits where it is, until `release`; what runs goes on."""
+        self._held = True
+
+    def release(self) -> None:
+        """Start what waits again."""
+        self._put_back = ""
+        if self._held:
+            self._held = False
+            for lane in self._lanes.values():
+                self._pump(lane)
+
+    def put_back(self, sentence: str) -> None:
+        """Hold, and have the attempts under way broken off and their jobs put back into the queue."""
+        self.hold()
+        self._put_back = sentence
+        for run in self._running.values():
+            self._engine.post(run.job.id, facts.PutBack(run.job.attempts, sentence))
+
+    @property
+    def _starts_nothing(self) -> bool:
+        return self._draining or self._held
 
     # --- Workplace --------------------------------------------------------------------------------------------
 
@@ -163,6 +191,8 @@ class Runner:
         run.worker = self._crew.start(self._attempt, lane, run, text)
         if run.worker is not None:
             self._running[job.id] = run
+            if self._put_back:
+                self._engine.post(job.id, facts.PutBack(job.attempts, self._put_back))
 
     def stop(self, job_id: str) -> None:
         """Take a job out of its lane, or cancel its attempt; the backend's slot is freed."""
@@ -198,7 +228,8 @@ class Runner:
         if not self._of_customer[customer]:
             del self._of_customer[customer]
         if not lane.busy:
-            self._idle.set()
+            idle, self._idle = self._idle, anyio.Event()
+            idle.set()
         self._pump(lane)
         if self._config.running_per_customer is not None:
             for other in self._lanes.values():  # where this customer's jobs may have waited for this one
@@ -206,7 +237,7 @@ class Runner:
 
     def _pump(self, lane: Lane) -> None:
         """Start what may start, in the order of the queue; who runs as many as allowed is passed over."""
-        while lane.queue and not self._draining:
+        while lane.queue and not self._starts_nothing:
             place = choose(lane.places, self._monotonic())
             found = next((each for each in lane.queue.items() if self._may_run(each[1])), None)
             if place is None or found is None:
@@ -257,7 +288,8 @@ class Runner:
         try:
             await self._work(lane, run, text)
         finally:
-            del self._running[run.job.id]
+            if self._running.get(run.job.id) is run:  # what was put back may run again already
+                del self._running[run.job.id]
             run.place.circuit.gave_up()
             self._leave(lane, run.place, run.job.customer)
 

@@ -58,7 +58,7 @@ def split(cell: str) -> tuple[str, ...]:
 
 
 TOLD_APART = ("paid", "paid_short", "zapped", "refund_started", "refund_paid", "refund_failed")
-OF_AN_ATTEMPT = facts.Output | facts.Metered | facts.AttemptFailed
+OF_AN_ATTEMPT = facts.Output | facts.Metered | facts.AttemptFailed | facts.PutBack
 
 ROWS = [
     Row(r[0], split(r[1]), split(r[2]), r[3], r[4], r[5], split(r[6]))
@@ -83,6 +83,7 @@ FACTS: dict[str, list[facts.Fact]] = {
         for price, deposit in ((1000, 0), (9000, 1000), (1000, 1000), (9000, 9000))
     ],
     "attempt_failed": [facts.AttemptFailed(1, "broke", retryable=retryable) for retryable in (False, True)],
+    "put_back": [facts.PutBack(1, "the owner wants the machine")],
     "confirmed": [facts.Confirmed()],
     "gave_up": [facts.GaveUp("no relay")],
     "cancel_by_customer": [facts.Cancel(facts.CancelledBy.CUSTOMER)],
@@ -254,6 +255,8 @@ def test_the_pairs_are_exactly_those_reachable() -> None:
             for fact in group:
                 current = replace(fact, attempt=job.attempts) if isinstance(fact, OF_AN_ATTEMPT) else fact
                 after = replace(lifecycle.step(job, current, RULES).job, reason="")
+                # What is put back is tried again without end; no step looks beyond the last attempt.
+                after = replace(after, attempts=min(after.attempts, RULES.max_attempts + 1))
                 if after not in seen:
                     seen.add(after)
                     frontier.append(after)
@@ -265,6 +268,7 @@ def test_the_pairs_are_exactly_those_reachable() -> None:
     [
         facts.Output(1, "aa", "{}", facts.Usage()),
         facts.AttemptFailed(1, "x", True),
+        facts.PutBack(1, "x"),
         facts.Metered(1, "text", 1000, facts.Usage()),
     ],
 )
@@ -278,6 +282,13 @@ def test_a_metered_price_is_never_above_the_quoted_one() -> None:
     job = make_job(Work.RUNNING, Money.NONE, postpaid=True)
     metered = [facts.Metered(1, "text", price, facts.Usage()) for price in (1000, 2000, 3000)]
     assert [lifecycle.step(job, fact, RULES).job.price_msats for fact in metered] == [1000, 2000, 2000]
+
+
+@pytest.mark.parametrize("attempts", [1, 3, 9])
+def test_what_is_put_back_is_never_ended_by_it(attempts: int) -> None:
+    job = make_job(Work.RUNNING, Money.SETTLED, attempts=attempts)
+    step = lifecycle.step(job, facts.PutBack(attempts, "x"), RULES)
+    assert (step.job.work, step.job.money, step.job.attempts) == (Work.QUEUED, Money.SETTLED, attempts)
 
 
 @pytest.mark.parametrize("work", [Work.BILLING, Work.PRODUCED, Work.DELIVERED])
@@ -300,6 +311,7 @@ class JobStory(RuleBasedStateMachine):
         self.asked_msats = 0
         self.booked_msats: list[int] = []
         self.earned_msats = 0
+        self.put_back = 0
         self.committed: list[Refund] = []  # under way: at most one
         self.given_back_msats: dict[RefundState, int] = defaultdict(int)
 
@@ -313,6 +325,7 @@ class JobStory(RuleBasedStateMachine):
     def tell(self, fact: facts.Fact) -> lifecycle.Step:
         step = lifecycle.step(self.job, fact, RULES)
         self.job = step.job
+        self.put_back += isinstance(fact, facts.PutBack) and step.changed
         self.effects += step.effects
         self.history.append(self.job)
         for effect in step.effects:
@@ -424,7 +437,7 @@ class JobStory(RuleBasedStateMachine):
 
     @invariant()
     def attempts_and_invoices_are_bounded(self) -> None:
-        assert self.job.attempts <= RULES.max_attempts
+        assert self.job.attempts <= RULES.max_attempts + self.put_back
         assert sum(isinstance(each, do.WantInvoice) for each in self.effects) <= RULES.max_invoices
 
     @invariant()
