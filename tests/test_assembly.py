@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,6 +30,8 @@ from pylon.jobs.ports import Backend, Wallet
 from pylon.jobs.recorder import RecorderConfig
 from pylon.jobs.refund_case import RefunderConfig
 from pylon.nostr.keys import SecretKey
+from pylon.owner.hours import Wall
+from pylon.owner.rules import OwnerRules
 from pylon.paths import paths_under
 from pylon.relays.state import PoolConfig
 from pylon.settings import Settings, SettingsError
@@ -173,6 +176,8 @@ class Made:
     credit: Credit | None
     allowance: Allowance | None
     announce: AnnounceConfig
+    owner: OwnerRules
+    wall: Wall
 
 
 def make(given: Settings, folder: Path) -> Made:
@@ -192,6 +197,8 @@ def make(given: Settings, folder: Path) -> Made:
         credit=assembly.make_credit(given),
         allowance=assembly.make_allowance(given),
         announce=assembly.make_announce_config(given),
+        owner=assembly.make_owner_rules(given),
+        wall=assembly.make_wall(given),
     )
 
 
@@ -213,6 +220,17 @@ EVERYTHING: dict[str, Any] = {
         "profile": "never",
         "debounce_s": 31.0,
         "republish_s": 21_601.0,
+    },
+    "owner": {
+        "hours": ["mon-fri 18:00-08:00", "sat 00:00-24:00"],
+        "time_zone": "Asia/Kathmandu",
+        "idle_only": True,
+        "idle_after_s": 601.0,
+        "ac_only": True,
+        "gpu_memory_floor_mb": 4_000,
+        "settle_s": 61.0,
+        "put_back": True,
+        "when_unknown": "run",
     },
     "relays": {
         "urls": ["wss://first.example", "wss://second.example"],
@@ -364,6 +382,15 @@ ARRIVES: dict[str, Place | tuple[Place, ...]] = {
     "announce.profile": lambda made: made.announce.profile,
     "announce.debounce_s": lambda made: made.announce.debounce_s,
     "announce.republish_s": lambda made: made.announce.republish_s,
+    "owner.hours": lambda made: ["mon-fri 18:00-08:00", "sat 00:00-24:00"] if _works_at_night(made) else [],
+    "owner.time_zone": lambda made: "Asia/Kathmandu" if made.wall(0).strftime("%H:%M") == "05:30" else "",
+    "owner.idle_only": lambda made: made.owner.idle_s is not None,
+    "owner.idle_after_s": lambda made: made.owner.idle_s,
+    "owner.ac_only": lambda made: made.owner.ac_only,
+    "owner.gpu_memory_floor_mb": lambda made: (made.owner.gpu_floor_bytes or 0) // 1_000_000,
+    "owner.settle_s": lambda made: made.owner.settle_s,
+    "owner.put_back": lambda made: made.owner.put_back,
+    "owner.when_unknown": lambda made: "run" if made.owner.unknown_allows else "pause",
     "relays.urls": (
         lambda made: list(made.pool.urls),
         lambda made: [made.recorder.relay_hint, "wss://second.example"],
@@ -538,6 +565,15 @@ def credit_rules(made: Made) -> CreditRules:
 def allowance_rules(made: Made) -> AllowanceRules:
     assert made.allowance is not None
     return made.allowance._rules
+
+
+def _works_at_night(made: Made) -> bool:
+    hours = made.owner.hours
+    assert hours is not None
+    asked = (
+        datetime(2026, 11, day, hour) for day, hour in ((23, 17), (23, 18), (24, 7), (24, 8), (28, 12), (29, 12))
+    )
+    return [hours.allow(each) for each in asked] == [False, True, True, False, True, False]
 
 
 def every_setting() -> Iterator[str]:

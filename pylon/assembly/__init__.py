@@ -5,6 +5,7 @@ Here: what is sold, and the rules of its jobs. `relays` has the ways out, `walle
 
 from __future__ import annotations
 
+from pylon.assembly.owner import make_owner_rules, make_sensors, make_wall
 from pylon.assembly.relays import is_local, make_pool_config, make_web
 from pylon.assembly.wallets import make_payees, make_wallet, make_zap_author, own_address
 from pylon.jobs import facts
@@ -45,12 +46,15 @@ __all__ = [
     "make_credit",
     "make_intake_config",
     "make_offers",
+    "make_owner_rules",
     "make_payees",
     "make_pool_config",
     "make_recorder_config",
     "make_refunder_config",
     "make_runner_config",
     "make_salvage_terms",
+    "make_sensors",
+    "make_wall",
     "make_wallet",
     "make_web",
     "make_zap_author",

@@ -19,7 +19,8 @@ import anyio.to_thread
 
 GPU_TIMEOUT_S: Final = 1.5
 """How long looking for them may take; a driver that hangs must not hold up the rest."""
-_DRM: Final = Path("/sys/class/drm")
+DRM: Final = Path("/sys/class/drm")
+"""Where Linux lists graphics cards."""
 _CARD: Final = re.compile(r"card(\d+)")
 _SYSCTL_TIMEOUT_S: Final = 1.0
 _AMD_VENDOR_ID: Final = "0x1002"
@@ -81,7 +82,7 @@ def _nvidia_gpu(nvml: Any, handle: Any) -> Gpu:
     return Gpu(text[:_MAX_NAME], "NVIDIA", int(memory.total), int(memory.free))
 
 
-def amd_gpus(root: Path = _DRM) -> tuple[Gpu, ...]:
+def amd_gpus(root: Path = DRM) -> tuple[Gpu, ...]:
     """Return the cards under sysfs's `root` whose driver tells their memory, which amdgpu does."""
     try:
         cards = sorted(

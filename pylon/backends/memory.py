@@ -1,8 +1,9 @@
-"""What a process takes of this machine's memory, by Linux's procfs, or `ps` where there is none."""
+"""What processes take of this machine's memory, by Linux's procfs, or `ps` where there is none."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,27 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""  # it has ended
+
+
+def descendants(pid: int, proc: Path = PROC) -> frozenset[int]:
+    """Return a process and all that it started, and those in turn, as far as procfs tells. Blocks."""
+    parents = dict(_parents(proc))
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return frozenset(found)
+
+
+def _parents(proc: Path) -> Iterator[tuple[int, int]]:
+    try:
+        entries = [entry for entry in proc.iterdir() if entry.name.isdigit()]
+    except OSError:
+        return
+    for entry in entries:
+        # `12 (a name with ) in it) S 1 …`
+        fields = _read(entry / "stat").rpartition(")")[2].split()
+        if len(fields) > 1 and fields[1].isdigit():
+            yield int(entry.name), int(fields[1])
 
 
 def parse_status(text: str) -> int | None:

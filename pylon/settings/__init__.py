@@ -26,6 +26,7 @@ from pylon.settings.offers import (
     OllamaBackendSettings,
     OpenAIBackendSettings,
 )
+from pylon.settings.owner import OwnerSettings, WhenUnknown
 from pylon.settings.payment import PaymentMode, PaymentSettings
 from pylon.settings.wallet import Network, WalletKind, WalletSettings
 
@@ -50,6 +51,7 @@ __all__ = [
     "OpenAIBackendSettings",
     "Origin",
     "OriginKind",
+    "OwnerSettings",
     "PaymentMode",
     "PaymentSettings",
     "ProfileMode",
@@ -58,5 +60,6 @@ __all__ = [
     "SettingsError",
     "WalletKind",
     "WalletSettings",
+    "WhenUnknown",
     "load_settings",
 ]

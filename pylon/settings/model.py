@@ -16,6 +16,7 @@ from pylon.settings.announce import AnnounceSettings
 from pylon.settings.intake import IntakeSettings
 from pylon.settings.kinds import read_backend
 from pylon.settings.offers import BackendSettings, ModelSettings
+from pylon.settings.owner import OwnerSettings
 from pylon.settings.payment import PaymentMode, PaymentSettings
 from pylon.settings.refunds import RefundsSettings
 from pylon.settings.values import (
@@ -236,6 +237,7 @@ class Settings(BaseSettings):
     jobs: JobsSettings = JobsSettings()
     intake: IntakeSettings = IntakeSettings()
     announce: AnnounceSettings = AnnounceSettings()
+    owner: OwnerSettings = OwnerSettings()
     daemon: DaemonSettings = DaemonSettings()
     nexus: NexusSettings = NexusSettings()
     log: LogSettings = LogSettings()

@@ -45,7 +45,7 @@ def _finite(value: float) -> float:
     return value
 
 
-def _listed(value: object) -> object:
+def listed(value: object) -> object:
     """Take a list written as text, as the environment and `config set` give it: JSON, or parted by commas."""
     if not isinstance(value, str):
         return value
@@ -160,13 +160,13 @@ Number = Annotated[float, BeforeValidator(_not_bool), AfterValidator(_finite)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_shown_name)]
 """A name of 1 to 128 printable characters."""
 
-Names = Annotated[tuple[Name, ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(listed)]
 """A list of names."""
 
 Kind = Annotated[Whole, AfterValidator(_kind)]
 """A job kind that Pylon can sell."""
 
-Kinds = Annotated[tuple[Whole, ...], BeforeValidator(_listed), AfterValidator(_kinds)]
+Kinds = Annotated[tuple[Whole, ...], BeforeValidator(listed), AfterValidator(_kinds)]
 """Job kinds that Pylon can sell, each once."""
 
 
@@ -182,7 +182,7 @@ ImageUrl = Annotated[str, StringConstraints(max_length=512), AfterValidator(_ima
 LightningAddress = Annotated[str, StringConstraints(max_length=128), AfterValidator(_lightning_address)]
 """A Lightning address, as in `lud16`: name@host."""
 
-RelayUrls = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_relay_urls)]
+RelayUrls = Annotated[tuple[str, ...], BeforeValidator(listed), AfterValidator(_relay_urls)]
 """Relay URLs, normalised, each once."""
 
 FilePath = Annotated[Path, AfterValidator(_file_path)]
