@@ -1,14 +1,15 @@
 """The composition root: builds the parts from the settings, runs them in one task group, stops them in order.
 
-Order of starting: database (restored books are compared first), backends and wallet, relays' publisher, engine
-(which tells every unfinished job that the process restarted), and only then intake. Order of stopping: intake,
-running jobs (bounded), stored events that relays have not confirmed (bounded), the rest by cancellation. A second
-signal skips the waiting; whatever is cut off is found again on the next start.
+Order of starting: the owner's orders, database (restored books are compared first), backends and wallet, relays'
+publisher, engine (which tells every unfinished job that the process restarted), and only then intake. Order of
+stopping: intake, running jobs (bounded), stored events that relays have not confirmed (bounded), the rest by
+cancellation. A second signal skips the waiting; whatever is cut off is found again on the next start.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import random
 import signal
 import sys
@@ -30,7 +31,7 @@ from pylon.jobs.announcer import Announcer
 from pylon.jobs.cashier import Cashier
 from pylon.jobs.catalogue import Catalogue
 from pylon.jobs.engine import Engine
-from pylon.jobs.intake import Intake
+from pylon.jobs.intake import Closed, Intake
 from pylon.jobs.ports import BackendState, Clock, Wallet
 from pylon.jobs.recorder import Recorder
 from pylon.jobs.refunder import Refunder
@@ -39,6 +40,8 @@ from pylon.jobs.zaps import ZapDesk
 from pylon.live_views import LiveViews, Parts
 from pylon.lock import instance_lock
 from pylon.nostr.keys import SecretKey, encode_npub
+from pylon.owner.desk import OwnerDesk
+from pylon.owner.words import Held
 from pylon.paths import Paths, private_folder
 from pylon.relays.pool import RelayPool
 from pylon.relays.profiles import ProfileReader
@@ -162,6 +165,22 @@ class Daemon:
             all_found=lambda: self.pool.all_caught_up(OWN),
             measured=lambda: benches.claims,
         )
+
+        def close(held: Held | None) -> None:
+            intake.held = None if held is None else Closed(held.shown, held.told)
+
+        self._owner = OwnerDesk(
+            assembly.make_owner_rules(settings),
+            assembly.make_sensors(clock, os.environ, backends.values),
+            paths.orders_file,
+            runner,
+            list(backends.values()),
+            lambda: engine.open_jobs,
+            clock,
+            assembly.make_wall(settings),
+            close=close,
+            stop=self._stop.set,
+        )
         self.parts = Parts(
             store,
             engine,
@@ -174,6 +193,7 @@ class Daemon:
             key.public_hex,
             self._announcer,
             self._refunder,
+            self._owner,
         )
         self._views = LiveViews(self.parts, clock, stop=self._stop.set, stopping=self._stop.is_set)
         terms = assembly.make_salvage_terms(settings, catalogue)
@@ -188,6 +208,7 @@ class Daemon:
     async def run(self) -> None:
         """Run until a stop is asked for and carried out."""
         parts = self.parts
+        await self._owner.begin()  # a paused daemon loads nothing
         async with AsyncExitStack() as held:
             # Outside the task group: backends and wallet outlive the tasks that use them.
             for backend in parts.backends.values():
@@ -233,6 +254,7 @@ class Daemon:
         tasks.start_soon(self.pool.run)
         self._subscriptions.keep(tasks)
         tasks.start_soon(self._announcer.run)
+        tasks.start_soon(self._owner.run)
         if restored is None:
             await tasks.start(serve_control, self._views, self._paths.control_socket)
         # What was loaded stays: the collector need not walk through it again and again.
@@ -299,6 +321,7 @@ class Daemon:
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(hurry)
+            await self._owner.leave()
             with anyio.move_on_after(_LEAVE_S):
                 await self._announcer.leave(_LEAVE_S)
             with anyio.move_on_after(self._settings.daemon.stop_timeout_s):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
 
 from pylon import __version__
+from pylon.control.owner_line import OwnerLine, RuleLine
 from pylon.control.views import (
     AnnouncementView,
     BackendLine,
@@ -40,6 +41,8 @@ from pylon.jobs.refunder import Refunder
 from pylon.jobs.runner import Runner
 from pylon.nostr.keys import encode_npub
 from pylon.offline import OfflineViews, books_line, job_view
+from pylon.owner.desk import OrdersNotKept, OwnerDesk, Stance
+from pylon.owner.memory import keeps_memory
 from pylon.relays.pool import RelayPool
 from pylon.relays.state import RelayState, RelayStatus
 from pylon.store.records import Work
@@ -63,6 +66,7 @@ class Parts:
     pubkey: str
     announcer: Announcer | None = None
     refunder: Refunder | None = None
+    owner: OwnerDesk | None = None
 
 
 class LiveViews:
@@ -104,6 +108,7 @@ class LiveViews:
             refused=parts.intake.counters.as_dict(),
             missed_models=parts.intake.missed_models.as_dict(),
             intake=IntakeLine(accepted=parts.intake.accepted, paused=paused or ""),
+            owner=OwnerLine() if parts.owner is None else owner_line(parts.owner),
             outbox_pending=parts.engine.outbox_pending,
             dead_letters=parts.engine.dead_letters,
         )
@@ -175,6 +180,33 @@ class LiveViews:
         await self._announcer().withdraw()
         return await self._confirmed()
 
+    async def pause(self, for_s: int | None = None, why: str = "", *, at_once: bool = False) -> OwnerLine:
+        """Take and start no more jobs, for a time or until `resume`. Raises `ViewError`."""
+        return await self._order(lambda desk: desk.pause(until=self._at(for_s), why=why, at_once=at_once))
+
+    async def resume(self, for_s: int | None = None, *, ignore_rules: bool = False) -> OwnerLine:
+        """End a pause or drain; with `ignore_rules` the rules say nothing for a time. Raises `ViewError`."""
+        return await self._order(lambda desk: desk.resume(ignore_rules=ignore_rules, until=self._at(for_s)))
+
+    async def drain(self, why: str = "", *, exits: bool = False) -> OwnerLine:
+        """Take no more jobs and finish what is there, then pause or end. Raises `ViewError`."""
+        return await self._order(lambda desk: desk.drain(exits=exits, why=why))
+
+    async def _order(self, give: Callable[[OwnerDesk], Awaitable[None]]) -> OwnerLine:
+        desk = self._parts.owner
+        if desk is None:
+            raise ViewError("this daemon takes no orders")
+        if self._stopping():
+            raise ViewError("the daemon is stopping: order it after the next start")
+        try:
+            await give(desk)
+        except OrdersNotKept as error:
+            raise ViewError(str(error)) from error
+        return owner_line(desk)
+
+    def _at(self, for_s: int | None) -> int | None:
+        return None if for_s is None else int(self._clock()) + for_s
+
     def request_stop(self) -> None:
         """Ask for a graceful stop."""
         self._stop()
@@ -214,8 +246,13 @@ class LiveViews:
         reasons += [f"backend {each.name}: {each.health.value}" for each in health if each.health in _NOT_READY]
         if parts.wallet is not None and not parts.wallet.state().ready:
             reasons.append(f"wallet: {parts.wallet.state().detail}")
-        if (paused := parts.intake.paused) is not None:
+        held = None if parts.owner is None else parts.owner.held
+        if held is not None:
+            reasons.append(held.shown)
+        elif (paused := parts.intake.paused) is not None:
             reasons.append(f"no jobs are taken: {paused}")
+        if parts.owner is not None and parts.owner.stance is not Stance.OPEN:
+            return DaemonState(parts.owner.stance.value), tuple(reasons)
         if not reasons:
             return DaemonState.READY, ()
         if any(each.health in (BackendHealth.UNKNOWN, BackendHealth.LOADING) for each in health):
@@ -241,6 +278,8 @@ class LiveViews:
             models=tuple(model.name for model in state.models),
             slots=sum(place.route.slots for place in places),
             busy=sum(place.busy for place in places),
+            memory_bytes=state.memory_bytes,
+            keeps_memory=keeps_memory(backend),
         )
 
     def _wallet_line(self) -> WalletLine | None:
@@ -262,6 +301,34 @@ class LiveViews:
 
 
 _NOT_READY = frozenset({BackendHealth.UNKNOWN, BackendHealth.LOADING, BackendHealth.DOWN})
+
+
+def owner_line(desk: OwnerDesk) -> OwnerLine:
+    """Return what the daemon does with jobs, and why."""
+    held, left, freed = desk.held, desk.left(), desk.freed
+    waiver = desk.waiver
+    return OwnerLine(
+        stance=desk.stance.value,
+        by="" if held is None else "order" if desk.order is not None else "rules",
+        since=None if held is None else desk.since,
+        until=desk.until,
+        because="" if held is None else held.shown,
+        exits=desk.order is not None and desk.order.exits,
+        running=left.running,
+        waiting=left.waiting,
+        waiting_paid=left.waiting_paid,
+        to_deliver=left.to_deliver,
+        unpaid=left.unpaid,
+        first_deadline_at=left.first_deadline_at,
+        freed_at=None if freed is None else freed[0],
+        freed_bytes=0 if freed is None else freed[1],
+        rules=tuple(
+            RuleLine(each.rule.value, each in desk.pausing, each.why, each.allows, each.until)
+            for each in desk.verdicts
+        ),
+        rules_waived=waiver is not None,
+        waived_until=None if waiver is None else waiver.until,
+    )
 
 
 def _relay_line(state: RelayState) -> RelayLine:

@@ -70,6 +70,11 @@ class Paths:
         return self.state_dir / "pylon.lock"
 
     @property
+    def orders_file(self) -> Path:
+        """What the owner ordered: a pause or a drain that outlives the daemon."""
+        return self.state_dir / "pylon.orders.json"
+
+    @property
     def log_file(self) -> Path:
         """Where a daemon without a terminal may log."""
         return self.state_dir / "pylon.log"

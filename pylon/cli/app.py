@@ -34,6 +34,13 @@ COMMANDS: Final = {
     "config": LazyCommand("pylon.cli.config", "app", "Show or change the settings.", "pylon config show"),
     "start": LazyCommand("pylon.cli.start", "command", "Run the daemon in the foreground.", "pylon start --free"),
     "stop": LazyCommand("pylon.cli.stop", "command", "Stop the daemon gracefully.", "pylon stop --timeout 60"),
+    "pause": LazyCommand(
+        "pylon.cli.owner", "pause", "Leave the machine to its owner for a while.", "pylon pause --for 2h"
+    ),
+    "resume": LazyCommand("pylon.cli.owner", "resume", "Take jobs again.", "pylon resume"),
+    "drain": LazyCommand(
+        "pylon.cli.owner", "drain", "Finish what is there and take nothing more.", "pylon drain --exit"
+    ),
     "status": LazyCommand("pylon.cli.status", "command", "Show what is going on.", "pylon status --json"),
     "backends": LazyCommand(
         "pylon.cli.backends", "app", "Find, list, try and measure model servers.", "pylon backends detect"

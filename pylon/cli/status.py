@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from pylon.cli.context import CliContext
-from pylon.cli.layout import Cell, Colour, Screen, cell, duration, sats, size
+from pylon.cli.layout import Cell, Colour, Screen, cell, duration, moment, sats, size
 from pylon.cli.output import say
 from pylon.cli.views import NOT_RUNNING, control_client, require_free_home
 from pylon.control.client import DaemonNotRunning
 from pylon.control.codec import dump_json
+from pylon.control.owner_line import OwnerLine
 from pylon.control.views import BackendLine, DaemonState, DaemonStatus, RelayLine
 from pylon.text import printable
 
@@ -28,8 +29,8 @@ def command(
     """Show what is going on: relays, backends, wallet, queue, jobs and money.
 
     With --watch it goes on when the daemon goes away and comes back, and ends with exit code 0.
-    Exit code: 0 when it runs and is ready, 1 when it runs and is not (starting, degraded, stopping), 3 when it
-    does not run.
+    Exit code: 0 when it runs and is ready, 1 when it runs and is not (starting, degraded, paused, draining,
+    stopping), 3 when it does not run.
     """
     context: CliContext = ctx.obj
     client = control_client(context.paths, timeout_s=5)
@@ -57,6 +58,7 @@ def command(
 def show(status: DaemonStatus, screen: Screen) -> None:
     """Put a daemon's state on the screen."""
     _show_head(status, screen)
+    _show_rules(status.owner, screen)
     _show_relays(status, screen)
     _show_backends(status, screen)
     _show_models(status, screen)
@@ -86,13 +88,52 @@ def _show_head(status: DaemonStatus, screen: Screen) -> None:
         )
     paused = status.intake.paused
     taken = f"{status.intake.accepted} accepted"
-    rows.append((cell("intake"), cell(f"paused: {paused}", Colour.BAD, limit=300) if paused else cell(taken)))
+    if status.owner.stance != "open":
+        rows.append((cell("owner"), cell(_owner_text(status.owner), Colour.WARN, limit=300)))
+        rows.append((cell("intake"), cell(f"{taken}, now closed")))
+    else:
+        rows.append((cell("intake"), cell(f"paused: {paused}", Colour.BAD, limit=300) if paused else cell(taken)))
     store = status.store
     fine = f"{size(store.database_bytes)}, {status.outbox_pending} to publish, {status.dead_letters} undeliverable"
     rows.append(
         (cell("store"), cell(fine) if store.healthy else cell(f"failed: {store.detail}", Colour.BAD, limit=300))
     )
     screen.table(rows)
+
+
+def _owner_text(owner: OwnerLine) -> str:
+    """Say since when the owner has the machine, what is left to be done, and whether the memory is free."""
+    paid = f" ({owner.waiting_paid} paid)" if owner.waiting_paid else ""
+    if owner.first_deadline_at is not None:
+        paid = f" ({owner.waiting_paid} paid, first deadline {moment(owner.first_deadline_at)})"
+    counts = (
+        (owner.running, f"{owner.running} running"),
+        (owner.waiting, f"{owner.waiting} waiting{paid}"),
+        (owner.to_deliver, f"{owner.to_deliver} to deliver"),
+        (owner.unpaid, f"{owner.unpaid} unpaid"),
+    )
+    parts = [
+        "" if owner.since is None else f"since {moment(owner.since)}",
+        *(text for count, text in counts if count),
+    ]
+    if owner.freed_at is not None:
+        parts.append(f"{size(owner.freed_bytes)} of memory given back")
+    return "; ".join(part for part in parts if part)
+
+
+def _show_rules(owner: OwnerLine, screen: Screen) -> None:
+    """Show the rules of `[owner]`, where there are any."""
+    if not owner.rules:
+        return
+    until = "" if owner.waived_until is None else f" until {moment(owner.waived_until)}"
+    screen.heading(f"Rules of the owner{f' (ignored{until})' if owner.rules_waived else ''}")
+    rows = []
+    for rule in owner.rules:
+        word = {True: "yes", False: "no", None: "not known"}[rule.allows]
+        changes = "" if rule.until is None else f"until {moment(rule.until)}"
+        colour = Colour.WARN if rule.pauses else Colour.GOOD
+        rows.append([cell(rule.rule), cell(word, colour), cell(changes), cell(rule.why, limit=160)])
+    _table(screen, ("rule", "work", "", ""), rows)
 
 
 def _show_relays(status: DaemonStatus, screen: Screen) -> None:
@@ -118,18 +159,22 @@ def _relay_row(relay: RelayLine) -> list[Cell]:
 def _show_backends(status: DaemonStatus, screen: Screen) -> None:
     screen.heading("Backends")
     _table(
-        screen, ("name", "kind", "state", "busy", "models", ""), [_backend_row(item) for item in status.backends]
+        screen,
+        ("name", "kind", "state", "busy", "memory", "models", ""),
+        [_backend_row(item, paused=status.owner.stance == "paused") for item in status.backends],
     )
 
 
-def _backend_row(backend: BackendLine) -> list[Cell]:
+def _backend_row(backend: BackendLine, *, paused: bool) -> list[Cell]:
+    kept = "keeps its memory: it cannot be told to give it back" if paused and backend.keeps_memory else ""
     return [
         cell(backend.name),
         cell(backend.kind),
         cell(backend.health, _health_colour(backend.health)),
         cell(f"{backend.busy}/{backend.slots}"),
+        Cell("-" if backend.memory_bytes is None else size(backend.memory_bytes), right=True),
         cell(", ".join(backend.models)),
-        cell(backend.detail, limit=120),
+        cell("; ".join(part for part in (backend.detail, kept) if part), limit=120),
     ]
 
 

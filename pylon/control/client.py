@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 from pylon.control.codec import BadShape, decode
+from pylon.control.owner_line import OwnerLine
 from pylon.control.views import (
     API_VERSION,
     AnnouncementView,
@@ -138,6 +139,20 @@ class ControlClient:
     def withdraw_announcement(self) -> AnnouncementView:
         """Have the daemon withdraw the announcement, until it is published again."""
         return _decoded(AnnouncementView, self._ask("POST", "/announcement/withdraw"))
+
+    def pause(self, for_s: int | None = None, why: str = "", *, at_once: bool = False) -> OwnerLine:
+        """Have the daemon take and start no more jobs, for a time or until `resume`."""
+        asked = {"for_s": for_s, "why": why or None, "now": 1 if at_once else None}
+        return _decoded(OwnerLine, self._ask("POST", "/pause", asked))
+
+    def resume(self, for_s: int | None = None, *, ignore_rules: bool = False) -> OwnerLine:
+        """End a pause or drain; with `ignore_rules` the rules say nothing for a time, or until they allow it."""
+        asked = {"for_s": for_s, "ignore_rules": 1 if ignore_rules else None}
+        return _decoded(OwnerLine, self._ask("POST", "/resume", asked))
+
+    def drain(self, why: str = "", *, exits: bool = False) -> OwnerLine:
+        """Have the daemon take no more jobs and finish what is there, then pause or end."""
+        return _decoded(OwnerLine, self._ask("POST", "/drain", {"why": why or None, "exit": 1 if exits else None}))
 
     def request_stop(self) -> None:
         """Ask for a graceful stop; returns when the daemon has heard it, not when it has ended."""

@@ -31,14 +31,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from pylon.control.asked import asked_for_s, asked_job_id, asked_number, asked_text, asked_why, asked_word
 from pylon.control.codec import dump_json
 from pylon.control.views import (
     API_VERSION,
     MAX_DESTINATION,
     MAX_JOBS,
     MAX_REASON,
-    MIN_PREFIX,
-    BadQuery,
     ControlViews,
     EarningsBy,
     JobsQuery,
@@ -54,7 +53,6 @@ _ROOT: Final = 0  # it could become any user anyway
 _MAX_STRANGERS: Final = 16
 _MAX_HEADER_BYTES: Final = 16 * 1024
 _BACKLOG: Final = 64
-_HEX: Final = frozenset("0123456789abcdef")
 
 
 class ControlSocketError(Exception):
@@ -250,6 +248,9 @@ def _app(views: ControlViews, limits: ControlLimits) -> Starlette:
             route("/announcement", api.announcement, "GET"),
             route("/announcement/publish", api.publish, "POST"),
             route("/announcement/withdraw", api.withdraw, "POST"),
+            route("/pause", api.pause, "POST"),
+            route("/resume", api.resume, "POST"),
+            route("/drain", api.drain, "POST"),
             route("/stop", api.stop, "POST"),
         ],
         exception_handlers={
@@ -273,37 +274,37 @@ class _Api:
     async def jobs(self, request: Request) -> object:
         asked = request.query_params
         query = JobsQuery(
-            work=_word(asked.get("work"), Work, "work"),
-            money=_word(asked.get("money"), Money, "money"),
-            limit=_number(asked.get("limit", "50"), "limit", 1, MAX_JOBS),
-            after=_job_id(asked["after"]) if "after" in asked else None,
+            work=asked_word(asked.get("work"), Work, "work"),
+            money=asked_word(asked.get("money"), Money, "money"),
+            limit=asked_number(asked.get("limit", "50"), "limit", 1, MAX_JOBS),
+            after=asked_job_id(asked["after"]) if "after" in asked else None,
         )
         return list(await self._views.jobs(query))
 
     async def job(self, request: Request) -> object:
         show_input = request.query_params.get("input") == "1"
-        detail = await self._views.job(_job_id(request.path_params["id"]), show_input=show_input)
+        detail = await self._views.job(asked_job_id(request.path_params["id"]), show_input=show_input)
         return detail if show_input else replace(detail, request_json=None)
 
     async def cancel(self, request: Request) -> object:
-        return await self._views.cancel_job(_job_id(request.path_params["id"]))
+        return await self._views.cancel_job(asked_job_id(request.path_params["id"]))
 
     async def refunds(self, request: Request) -> object:
         return list(await self._views.refunds(ended=request.query_params.get("ended") == "1"))
 
     async def pay_refund(self, request: Request) -> object:
-        to = _text(request.query_params.get("to", ""), "to", 0, MAX_DESTINATION)
-        return await self._views.pay_refund(_job_id(request.path_params["id"]), to)
+        to = asked_text(request.query_params.get("to", ""), "to", 0, MAX_DESTINATION)
+        return await self._views.pay_refund(asked_job_id(request.path_params["id"]), to)
 
     async def write_off(self, request: Request) -> object:
-        reason = _text(request.query_params.get("reason", ""), "reason", 1, MAX_REASON)
-        return await self._views.write_off(_job_id(request.path_params["id"]), reason)
+        reason = asked_text(request.query_params.get("reason", ""), "reason", 1, MAX_REASON)
+        return await self._views.write_off(asked_job_id(request.path_params["id"]), reason)
 
     async def earnings(self, request: Request) -> object:
         asked = request.query_params
-        since = _number(asked["since"], "since", 0, 2**53) if "since" in asked else None
-        until = _number(asked["until"], "until", 0, 2**53) if "until" in asked else None
-        by = _word(asked.get("by"), EarningsBy, "by") or EarningsBy.TOTAL
+        since = asked_number(asked["since"], "since", 0, 2**53) if "since" in asked else None
+        until = asked_number(asked["until"], "until", 0, 2**53) if "until" in asked else None
+        by = asked_word(asked.get("by"), EarningsBy, "by") or EarningsBy.TOTAL
         return await self._views.earnings(since, by, until=until, local=asked.get("local") == "1")
 
     async def announcement(self, request: Request) -> object:
@@ -315,37 +316,21 @@ class _Api:
     async def withdraw(self, request: Request) -> object:
         return await self._views.withdraw_announcement()
 
+    async def pause(self, request: Request) -> object:
+        asked = request.query_params
+        return await self._views.pause(asked_for_s(asked), asked_why(asked), at_once=asked.get("now") == "1")
+
+    async def resume(self, request: Request) -> object:
+        asked = request.query_params
+        return await self._views.resume(asked_for_s(asked), ignore_rules=asked.get("ignore_rules") == "1")
+
+    async def drain(self, request: Request) -> object:
+        asked = request.query_params
+        return await self._views.drain(asked_why(asked), exits=asked.get("exit") == "1")
+
     async def stop(self, request: Request) -> object:
         self._views.request_stop()
         return {"stopping": True, "pid": os.getpid()}
-
-
-def _word(text: str | None, words: type[Work] | type[Money] | type[EarningsBy], name: str) -> str | None:
-    if text is None:
-        return None
-    allowed = [str(word) for word in words]
-    if text not in allowed:
-        raise BadQuery(f"{name} is one of {', '.join(allowed)}")
-    return text
-
-
-def _number(text: str, name: str, least: int, most: int) -> int:
-    # Digits are counted before int() sees them: it refuses thousands of digits with its own error.
-    if not (text.isascii() and text.isdigit() and len(text) <= 16 and least <= int(text) <= most):
-        raise BadQuery(f"{name} is a number from {least} to {most}")
-    return int(text)
-
-
-def _text(text: str, name: str, least: int, most: int) -> str:
-    if not least <= len(text.strip()) <= most:
-        raise BadQuery(f"{name} is a text of {least} to {most} characters")
-    return text.strip()
-
-
-def _job_id(text: str) -> str:
-    if not (MIN_PREFIX <= len(text) <= 64 and _HEX.issuperset(text)):
-        raise BadQuery(f"a job's id is {MIN_PREFIX} to 64 lower-case hex digits")
-    return text
 
 
 # --- the answers ----------------------------------------------------------------------------------------------

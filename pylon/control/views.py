@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, Final, Protocol
 
+from pylon.control.owner_line import OwnerLine
+
 API_VERSION: Final = 1
 """Goes up when an answer changes so that an older client would misread it; new fields do not raise it."""
 
@@ -61,6 +63,8 @@ class DaemonState(StrEnum):
     STARTING = "starting"  # not every part has reported yet
     READY = "ready"  # takes jobs
     DEGRADED = "degraded"  # runs, but something that it needs does not: see the reasons
+    PAUSED = "paused"  # takes and starts no jobs: the owner wants the machine, or a rule of `[owner]` does
+    DRAINING = "draining"  # takes no jobs and finishes what it has
     STOPPING = "stopping"  # takes no more jobs and ends when what runs is safe
 
 
@@ -102,6 +106,8 @@ class BackendLine:
     models: tuple[str, ...] = ()
     slots: int = 0
     busy: int = 0
+    memory_bytes: int | None = None  # what its models take now, None where it does not tell
+    keeps_memory: bool = False  # it cannot be told to give that back
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +204,7 @@ class DaemonStatus:
     refused: dict[str, int] = field(default_factory=dict)  # reason -> requests, since the start
     missed_models: dict[str, int] = field(default_factory=dict)  # model asked for and not offered -> requests
     intake: IntakeLine = field(default_factory=IntakeLine)
+    owner: OwnerLine = field(default_factory=OwnerLine)
     outbox_pending: int = 0
     dead_letters: int = 0
 
@@ -388,6 +395,18 @@ class ControlViews(Protocol):
 
     async def withdraw_announcement(self) -> AnnouncementView:
         """Withdraw the announcement until it is published again. Raises `ViewError`."""
+        ...
+
+    async def pause(self, for_s: int | None = None, why: str = "", *, at_once: bool = False) -> OwnerLine:
+        """Take and start no more jobs, for a time or until `resume`. Raises `ViewError`."""
+        ...
+
+    async def resume(self, for_s: int | None = None, *, ignore_rules: bool = False) -> OwnerLine:
+        """End a pause or drain; with `ignore_rules` the rules say nothing for a time. Raises `ViewError`."""
+        ...
+
+    async def drain(self, why: str = "", *, exits: bool = False) -> OwnerLine:
+        """Take no more jobs and finish what is there, then pause or end. Raises `ViewError`."""
         ...
 
     def request_stop(self) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 import anyio
 
 from pylon import assembly
-from pylon.doctor import home, trade, twin
+from pylon.doctor import home, owner, trade, twin
 from pylon.doctor.findings import Finding, Level, Scene, fail, ok, warn
 from pylon.errors import describe_error
 from pylon.jobs.ports import Clock
@@ -55,6 +55,7 @@ async def examine(
             "relay": partial(trade.check_all_relays, scene, left_s),
             "backend": partial(trade.check_backends, scene, left_s),
             "wallet": partial(trade.check_wallet, scene, left_s),
+            "owner": partial(owner.check_owner, scene),
         }
     found = await _run(checks, left_s + _MARGIN_S)
     return (*findings, *found)

@@ -136,7 +136,7 @@ def check_daemon(paths: Paths) -> tuple[DaemonStatus | None, list[Finding]]:
         return None, [*socket_findings, fail("daemon", printable(error), "restart it: pylon stop, pylon start")]
     reasons = "; ".join(printable(reason) for reason in status.state_reasons)
     said = f"process {status.pid} runs and is {status.state}{f': {reasons}' if reasons else ''}"
-    healthy = status.state in ("ready", "starting")
+    healthy = status.state in ("ready", "starting", "paused", "draining")
     return status, [
         *socket_findings,
         ok("daemon", said) if healthy else warn("daemon", said, "see the findings below and: pylon status"),

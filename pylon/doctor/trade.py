@@ -106,8 +106,9 @@ async def check_backends(scene: Scene, limit_s: float) -> list[Finding]:
 
     async def one(backend: Backend) -> None:
         sold = [offer for offer in offers if offer.backend == backend.name]
-        if scene.daemon is not None and backend.name in in_daemon:
-            # A second child would take the memory of the first.
+        paused = scene.daemon is not None and scene.daemon.owner.stance == "paused"
+        if scene.daemon is not None and (backend.name in in_daemon or paused):
+            # A second child would take the memory of the first, and a token that of a pause.
             findings[backend.name] = [_as_daemon_sees_it(scene.daemon, backend.name)]
         else:
             findings[backend.name] = await try_backend(backend, sold, limit_s)

@@ -85,6 +85,14 @@ class _Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Closed:
+    """Why no job is taken: as the operator sees it, and what a customer is told."""
+
+    shown: str
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Order:
     """A request that passed every check: what runs, on what, for how much."""
 
@@ -134,13 +142,23 @@ class Intake:
         self.missed_models = TopCounts()
         self.accepted = 0
         self.stopped: str | None = None
+        self.held: Closed | None = None
+
+    @property
+    def closed(self) -> Closed | None:
+        """Return why no job is taken now, or None: the daemon itself, its owner, or its disk."""
+        if self.stopped is not None:
+            return Closed(self.stopped, self.stopped)
+        if self.held is not None:
+            return self.held
+        broken = "the database cannot be written"
+        return None if self._engine.healthy else Closed(broken, broken)
 
     @property
     def paused(self) -> str | None:
-        """Return why no job is taken now, or None."""
-        if self.stopped is not None:
-            return self.stopped
-        return None if self._engine.healthy else "the database cannot be written"
+        """Return why no job is taken now, as the operator sees it, or None."""
+        closed = self.closed
+        return None if closed is None else closed.shown
 
     def remember(self, event_ids: Iterable[str]) -> None:
         """Count these requests as seen: they were accepted before a restart, and relays may send them again."""
@@ -210,8 +228,8 @@ class Intake:
         policy = self._config.policy
         request = parse_request(event)
         _refuse_if(check_times(request, now, policy))
-        if self.paused is not None:
-            raise _Refused(Denial(ErrorPrefix.PAUSED, f"no jobs are taken now: {self.paused}"))
+        if (closed := self.closed) is not None:
+            raise _Refused(Denial(ErrorPrefix.PAUSED, f"no jobs are taken now: {closed.told}"))
         asked = parse_job(request)
         _refuse_if(check_access(event, self.access))
         self._check_rate(event.pubkey, now)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from pylon.cli.app import run
-from pylon.cli.layout import Screen
+from pylon.cli.layout import Screen, moment
 from pylon.cli.status import show
 from pylon.control.codec import decode
+from pylon.control.owner_line import OwnerLine, RuleLine
 from pylon.control.views import DaemonState, DaemonStatus, IntakeLine, StoreLine, WalletLine
 from pylon.lock import instance_lock
 from pylon.paths import paths_under
@@ -68,7 +69,7 @@ def test_json_is_everything(
     assert decode(DaemonStatus, json.loads(text)) == STATUS
 
 
-@pytest.mark.parametrize("state", [DaemonState.STARTING, DaemonState.DEGRADED, DaemonState.STOPPING])
+@pytest.mark.parametrize("state", [each for each in DaemonState if each is not DaemonState.READY])
 def test_running_and_not_ready_is_1(
     state: DaemonState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +121,48 @@ def test_what_is_wrong_is_said_where_it_belongs() -> None:
     ):
         assert part in text
     assert "wallet    none" in shown(replace(STATUS, wallet=None))
+
+
+def test_a_pause_says_why_what_is_left_and_which_memory_is_free() -> None:
+    rules = (
+        RuleLine("hours", True, "outside the hours of [owner]", False, 1_700_003_600),
+        RuleLine("ac_only", False, "this machine runs on mains power", True),
+        RuleLine("idle_only", True, "it cannot be told: " + NASTY),
+    )
+    owner = OwnerLine(
+        stance="paused",
+        by="rules",
+        since=1_700_000_000,
+        running=1,
+        waiting=2,
+        waiting_paid=1,
+        first_deadline_at=1_700_003_600,
+        freed_at=1_700_000_060,
+        freed_bytes=168_600_000,
+        rules=rules,
+        rules_waived=True,
+    )
+    backends = (
+        replace(STATUS.backends[0], memory_bytes=0),
+        replace(STATUS.backends[0], name="other", detail="slow", keeps_memory=True),
+    )
+    status = replace(STATUS, state=DaemonState.PAUSED, state_reasons=(NASTY,), owner=owner, backends=backends)
+    lines = shown(status).splitlines()
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    for part in (
+        "state paused",
+        f"owner since {moment(1_700_000_000)}; 1 running; 2 waiting (1 paid, first deadline"
+        f" {moment(1_700_003_600)}); 168.6 MB of memory given back",
+        "intake 11 accepted, now closed",
+        "Rules of the owner (ignored)",
+        f"hours no until {moment(1_700_003_600)} outside the hours of [owner]",
+        "ac_only yes this machine runs on mains power",
+        "idle_only not known it cannot be told: \\x1b[31mred",
+        "slow; keeps its memory: it cannot be told to give it back",
+    ):
+        assert part in text, part
+    assert "keeps its memory" not in shown(replace(status, owner=OwnerLine()))
+    assert "Rules" not in shown(STATUS)
 
 
 def test_columns_line_up_whatever_is_in_them() -> None:

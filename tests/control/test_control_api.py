@@ -29,8 +29,9 @@ from pylon.control.client import (
     DaemonRefused,
     DaemonSilent,
 )
+from pylon.control.owner_line import OwnerLine, RuleLine
 from pylon.control.server import ControlLimits, ControlSocketError, control_socket, serve_control
-from pylon.control.views import EarningsBy, JobsQuery
+from pylon.control.views import EarningsBy, JobsQuery, ViewError
 from tests.support.control_views import ANNOUNCED, JOBS, NASTY, PLAINTEXT, STATUS, FakeViews
 
 T = TypeVar("T")
@@ -98,6 +99,33 @@ async def test_every_question_comes_back_as_the_same_values(path: Path) -> None:
         assert (await off_loop(client.withdraw_announcement)).state == "withdrawn"
         await off_loop(client.request_stop)
         assert views.stop_requested.is_set()
+
+
+async def test_the_owners_orders_arrive_as_they_were_given(path: Path) -> None:
+    views = FakeViews()
+    rules = (RuleLine("hours", True, NASTY, False, 1_700_000_900), RuleLine("idle_only", True, "not known"))
+    views.owner = OwnerLine("paused", "rules", 1_700_000_000, 1_700_000_900, NASTY, freed_bytes=5, rules=rules)
+    async with served(path, views) as client:
+        assert await off_loop(lambda: client.pause(60, "lunch", at_once=True)) == views.owner
+        await off_loop(lambda: client.resume(3_600, ignore_rules=True))
+        await off_loop(lambda: client.drain("a new disk", exits=True))
+        for plain in (client.pause, client.resume, client.drain):
+            await off_loop(plain)
+        assert views.asked == [
+            ("pause", 60, "lunch", True),
+            ("resume", 3_600, True),
+            ("drain", "a new disk", True),
+            ("pause", None, "", False),
+            ("resume", None, False),
+            ("drain", "", False),
+        ]
+        for wrong in ("/pause?for_s=0", "/pause?for_s=x", f"/pause?why={'x' * 201}", "/resume?for_s=-1"):
+            assert b'"code":"bad-query"' in await raw(
+                path, b"POST %s HTTP/1.1\r\nHost: pylon\r\n\r\n" % wrong.encode()
+            )
+        views.fault = ViewError("the daemon is stopping: order it after the next start")
+        with pytest.raises(DaemonRefused, match="order it after the next start"):
+            await off_loop(client.pause)
 
 
 async def test_plaintext_only_when_asked_for(path: Path) -> None:

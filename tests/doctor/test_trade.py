@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
+from pylon.control.owner_line import OwnerLine
 from pylon.control.views import BackendLine, DaemonStatus
 from pylon.doctor import trade
 from pylon.doctor.findings import Finding, Level, Scene
@@ -148,6 +149,20 @@ async def test_an_embedded_model_is_not_loaded_a_second_time(
     assert finding.level is level
     assert said in finding.what
     assert list(tmp_path.iterdir()) == []  # no child, no log of one
+
+
+async def test_what_a_pause_gave_back_is_not_loaded_for_a_look(tmp_path: Path) -> None:
+    async with scripted_server(hang) as server:
+        parts: dict[str, Any] = {
+            "backends": [{"name": "e", "kind": "openai", "url": server.url}],
+            "models": [{"name": "m", "backend": "e"}],
+            "payment": {"mode": "free"},
+        }
+        paused = replace(
+            STATUS, backends=(BackendLine("e", "openai", "ready", "", ("m",)),), owner=OwnerLine(stance="paused")
+        )
+        finding = only(await trade.check_backends(scene(tmp_path, paused, **parts), 5))
+        assert (finding.level, server.asked) == (Level.OK, [])
 
 
 async def test_an_embedded_model_without_its_file(tmp_path: Path) -> None:

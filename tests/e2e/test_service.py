@@ -20,7 +20,8 @@ import pytest
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import ErrorPrefix
 from pylon.store.records import Money, Work
-from tests.support.openai_server import STREAM_HEAD, ScriptedServer, Wire, framed, piece, scripted_server
+from tests.support.gated_server import GatedServer
+from tests.support.openai_server import scripted_server
 from tests.support.provider import MODEL, Provider, market_settings, provider
 from tests.support.relay import relay_process
 from tests.support.shop import Shop, shop
@@ -52,31 +53,6 @@ async def market(
                 yield daemon, customer, wallet
         finally:
             wallet.kill()
-
-
-class Gate:
-    """A model's server whose answers wait until the gate is opened."""
-
-    def __init__(self, script: ScriptedServer) -> None:
-        self.url = script.url
-        self.open = anyio.Event()
-        self.waiting = 0
-        self._arrived = anyio.Event()
-        script.models = (MODEL,)
-        script.chats = [self._chat]
-
-    async def _chat(self, wire: Wire) -> None:
-        self.waiting += 1
-        arrived, self._arrived = self._arrived, anyio.Event()
-        arrived.set()
-        await self.open.wait()
-        await wire.send(STREAM_HEAD + framed(piece("done", "stop")) + framed(b"data: [DONE]\n\n") + b"0\r\n\r\n")
-
-    async def until_waiting(self, count: int) -> None:
-        """Wait until so many requests are at the gate."""
-        with anyio.fail_after(20):
-            while self.waiting < count:
-                await self._arrived.wait()
 
 
 def one_line(done: CompletedProcess[str]) -> str:
@@ -126,7 +102,7 @@ async def test_one_daemon_a_home_and_no_stale_lock(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["pylon stop", "SIGTERM", "SIGINT"])
 async def test_a_graceful_stop_delivers_what_runs_and_keeps_what_waits(tmp_path: Path, how: str) -> None:
     async with scripted_server() as script:
-        gate = Gate(script)
+        gate = GatedServer(script)
         async with market(tmp_path, backend_url=gate.url) as (daemon, customer, _):
             orders = [await customer.order() for _ in range(5)]
             await gate.until_waiting(2)
@@ -162,7 +138,7 @@ async def test_a_graceful_stop_delivers_what_runs_and_keeps_what_waits(tmp_path:
 async def test_nothing_begins_while_a_silent_relay_holds_up_the_stop(tmp_path: Path) -> None:
     """The last word to customers is waited for; a slot that is free meanwhile stays free."""
     async with scripted_server() as script:
-        gate = Gate(script)
+        gate = GatedServer(script)
         with relay_process() as relay:
             settings = market_settings(relay.url, backend_url=gate.url, slots=1)
             async with (
@@ -184,7 +160,7 @@ async def test_nothing_begins_while_a_silent_relay_holds_up_the_stop(tmp_path: P
 
 async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     async with scripted_server() as script:
-        gate = Gate(script)
+        gate = GatedServer(script)
         async with market(tmp_path, backend_url=gate.url) as (daemon, customer, _):
             order = await customer.order()
             await gate.until_waiting(1)
@@ -237,7 +213,7 @@ async def test_status_tells_all_that_matters_and_costs_little(tmp_path: Path) ->
 async def test_the_database_answers_what_the_daemon_answers(tmp_path: Path) -> None:
     """`pylon jobs` and `pylon earnings` say the same with and without a daemon."""
     async with scripted_server() as script:
-        gate = Gate(script)
+        gate = GatedServer(script)
         async with market(tmp_path, paid=True, backend_url=gate.url) as (daemon, customer, wallet):
             paid = await customer.order()
             unpaid = await customer.order()
@@ -292,7 +268,7 @@ async def test_the_database_answers_what_the_daemon_answers(tmp_path: Path) -> N
 async def test_no_secret_is_written_or_said(tmp_path: Path) -> None:
     """Not in the log at its most talkative, the database, an answer of the socket, a command's output, an event."""
     async with scripted_server() as script:
-        gate = Gate(script)
+        gate = GatedServer(script)
         gate.open.set()
         async with market(tmp_path, paid=True, backend_url=gate.url, log={"level": "debug"}) as (
             daemon,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import anyio
 
+from pylon.control.owner_line import OwnerLine
 from pylon.control.views import (
     Ambiguous,
     AnnouncementView,
@@ -117,6 +118,7 @@ class FakeViews:
         self.asked: list[object] = []
         self.stop_requested = anyio.Event()
         self.cancelled: list[str] = []
+        self.owner = OwnerLine()
 
     def status(self) -> DaemonStatus:
         return self.answer
@@ -186,6 +188,21 @@ class FakeViews:
         await self._trouble()
         self.asked.append("withdraw")
         return AnnouncementView("withdrawn")
+
+    async def pause(self, for_s: int | None = None, why: str = "", *, at_once: bool = False) -> OwnerLine:
+        await self._trouble()
+        self.asked.append(("pause", for_s, why, at_once))
+        return self.owner
+
+    async def resume(self, for_s: int | None = None, *, ignore_rules: bool = False) -> OwnerLine:
+        await self._trouble()
+        self.asked.append(("resume", for_s, ignore_rules))
+        return self.owner
+
+    async def drain(self, why: str = "", *, exits: bool = False) -> OwnerLine:
+        await self._trouble()
+        self.asked.append(("drain", why, exits))
+        return self.owner
 
     def request_stop(self) -> None:
         self.stop_requested.set()

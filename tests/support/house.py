@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -247,9 +247,12 @@ class House:
         await self.engine.query(lambda tx: tx._execute("PRAGMA max_page_count = 1000000").fetchall())
 
 
+Prepare = Callable[[Engine, Runner, Intake], Awaitable[None]]
+
+
 @asynccontextmanager
-async def open_house(world: World) -> AsyncIterator[House]:
-    """Start everything as the daemon does; on leaving, end everything as a crash does."""
+async def open_house(world: World, prepare: Prepare | None = None) -> AsyncIterator[House]:
+    """Start everything as the daemon does, after `prepare`; on leaving, end everything as a crash does."""
     world.relays.sink = None
     with patch("pylon.store.writer.sqlite3.connect", world.disk.connect):
         store = await Store.open(world.path)
@@ -263,7 +266,7 @@ async def open_house(world: World) -> AsyncIterator[House]:
             patches.enter_context(patch.multiple("pylon.jobs.cashier", _LOOK_EVERY_S=0.01))
             with anyio.fail_after(world.limit_s):
                 async with anyio.create_task_group() as tasks:
-                    yield await _start(world, store, tasks)
+                    yield await _start(world, store, tasks, prepare)
                     tasks.cancel_scope.cancel()
     finally:
         world.relays.sink = None
@@ -271,7 +274,7 @@ async def open_house(world: World) -> AsyncIterator[House]:
             await store.aclose()
 
 
-async def _start(world: World, store: Store, tasks: anyio.abc.TaskGroup) -> House:
+async def _start(world: World, store: Store, tasks: anyio.abc.TaskGroup, prepare: Prepare | None = None) -> House:
     engine = Engine(store, Recorder(world.key, world.recorder), world.clock)
     runner = Runner(
         engine,
@@ -303,6 +306,8 @@ async def _start(world: World, store: Store, tasks: anyio.abc.TaskGroup) -> Hous
     )
     engine.plug_in(runner, cashier, world.relays, credit)
     world.relays.sink = engine
+    if prepare is not None:
+        await prepare(engine, runner, intake)
     await tasks.start(runner.run)
     if cashier is not None:
         tasks.start_soon(cashier.run)

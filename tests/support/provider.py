@@ -210,7 +210,7 @@ class Provider:
 
         def run() -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                [sys.executable, "-m", "pylon", *arguments],
+                self.command(*arguments),
                 capture_output=True,
                 text=True,
                 timeout=limit_s,
@@ -220,6 +220,15 @@ class Provider:
             )
 
         return await anyio.to_thread.run_sync(run)
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command line of another command of `pylon`, for `environ`."""
+        return [sys.executable, "-m", "pylon", *arguments]
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What a command of this home sees of its environment."""
+        return dict(self._environ)
 
     def reports(self) -> Reports:
         """Return read-only questions to its database."""
