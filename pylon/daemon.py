@@ -4,16 +4,21 @@ Order of starting: the owner's orders, database (restored books are compared fir
 publisher, engine (which tells every unfinished job that the process restarted), and only then intake. Order of
 stopping: intake, running jobs (bounded), stored events that relays have not confirmed (bounded), the rest by
 cancellation. A second signal skips the waiting; whatever is cut off is found again on the next start.
+
+A service manager is told that we are ready when all of that runs: the store is open, the engine has taken up what
+it had, the relays' tasks are started and the control socket listens (docs/service.md).
 """
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import anyio
@@ -24,6 +29,7 @@ from pylon import assembly, logs
 from pylon.access_files import read_access
 from pylon.benches import BenchWatch
 from pylon.control.server import serve_control
+from pylon.control.views import ViewError
 from pylon.doorway import Doorway, Ears
 from pylon.jobs import facts
 from pylon.jobs.allowance import WINDOW_S
@@ -46,8 +52,11 @@ from pylon.paths import Paths, private_folder
 from pylon.relays.pool import RelayPool
 from pylon.relays.profiles import ProfileReader
 from pylon.relays.publisher import OutboxPublisher
+from pylon.reloading import RUNNING, Changeable, Outside, Reloader
 from pylon.salvaging import Salvage
-from pylon.settings import LoadedSettings, Settings, SettingsError
+from pylon.service.notify import Notifier
+from pylon.service.watchdog import feed
+from pylon.settings import LoadedSettings, Settings
 from pylon.store.customers import free_jobs
 from pylon.store.records import RESTORED_MARK
 from pylon.store.writer import Store
@@ -60,28 +69,58 @@ _LEAVE_S = 2.0
 _FIRST_ANSWER_S = 2.0
 _SWITCH_S = 0.001
 _GC_THRESHOLD = (50_000, 20, 20)
+_MORE_TIME_S = 90.0  # asked for again and again while restored books are compared
 
 
-def run_daemon(loaded: LoadedSettings, paths: Paths, key: SecretKey, *, debug: bool = False) -> int:
-    """Run until stopped; returns the exit code. Raises one-sentence errors when it cannot start."""
+def run_daemon(
+    loaded: LoadedSettings,
+    paths: Paths,
+    key: SecretKey,
+    *,
+    read_again: Callable[[], Settings] | None = None,
+    notifier: Notifier | None = None,
+    debug: bool = False,
+) -> int:
+    """Run until stopped; returns the exit code. Raises one-sentence errors when it cannot start.
+
+    `read_again` reads the settings once more, as this start read them. Without `notifier` the service manager of
+    the environment is told how things stand, where there is one.
+    """
     settings = loaded.settings
+    notifier = notifier or Notifier.take(os.environ, os.getpid())
     assembly.check_startable(settings)
     private_folder(paths.state_dir)
-    logs.configure(settings.log.level, settings.log.format, secrets=assembly.secrets_of(settings, key), debug=debug)
+
+    def heed_log(settings: Settings, also_read: Settings) -> None:
+        secrets = [each for held in (settings, also_read) for each in assembly.secrets_of(held, key)]
+        logs.configure(settings.log.level, settings.log.format, secrets=secrets, debug=debug)
+
+    heed_log(settings, settings)
+    if notifier.watchdog_s is not None:
+        faulthandler.enable()  # whom the watchdog ends for its silence says first where it hung
     # The store's thread gives up the interpreter's lock at every call of SQLite; with the default of 5 ms it would
     # wait that long to get it back from a busy loop, several times a commit.
     sys.setswitchinterval(_SWITCH_S)
     with instance_lock(paths.lock_file):
-        anyio.run(_main, settings, paths, key, backend_options={"use_uvloop": _has_uvloop()})
+        outside = Outside(notifier, read_again or (lambda: settings), heed_log)
+        anyio.run(_main, settings, paths, key, outside, backend_options={"use_uvloop": _has_uvloop()})
     return 0
 
 
 class Daemon:
     """The parts of one running provider."""
 
-    def __init__(self, settings: Settings, paths: Paths, key: SecretKey, store: Store, clock: Clock) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        paths: Paths,
+        key: SecretKey,
+        store: Store,
+        clock: Clock,
+        outside: Outside,
+    ) -> None:
         self._paths = paths
+        self._notifier = outside.notifier
         self._store = store
         self._clock = clock
         self._stop = anyio.Event()
@@ -181,6 +220,18 @@ class Daemon:
             close=close,
             stop=self._stop.set,
         )
+        changeable = Changeable(
+            recorder,
+            runner,
+            intake,
+            self._announcer,
+            self._refunder,
+            self._subscriptions,
+            self._cashier,
+            credit,
+            self._allowance,
+        )
+        self._reloader = Reloader(settings, outside, changeable, clock)
         self.parts = Parts(
             store,
             engine,
@@ -194,6 +245,7 @@ class Daemon:
             self._announcer,
             self._refunder,
             self._owner,
+            self._reloader,
         )
         self._views = LiveViews(self.parts, clock, stop=self._stop.set, stopping=self._stop.is_set)
         terms = assembly.make_salvage_terms(settings, catalogue)
@@ -238,7 +290,8 @@ class Daemon:
         await self._subscriptions.open()
         await parts.engine.resume()
         # Older requests are refused by their age.
-        oldest = int(self._clock()) - self._settings.intake.max_age_s - self._settings.intake.max_future_s
+        settings = self._reloader.settings
+        oldest = int(self._clock()) - settings.intake.max_age_s - settings.intake.max_future_s
         parts.intake.remember(await self._store.write(lambda tx: tx.accepted_since(oldest)))
         if self._allowance is not None:
             since = int(self._clock()) - WINDOW_S
@@ -261,13 +314,16 @@ class Daemon:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLD)
-        log.info(
-            "pylon is running",
-            name=self._settings.name,
-            npub=encode_npub(parts.pubkey),
-            payment=parts.payment_mode.value,
-        )
+        npub, mode = encode_npub(parts.pubkey), parts.payment_mode.value
+        log.info("pylon is running", name=settings.name, npub=npub, payment=mode)
+        self._reloader.shut = None
+        await self._notifier.ready(RUNNING)
+        tasks.start_soon(feed, self._notifier, lambda: self._store.write(lambda tx: None))
+        if self._reloader.asked_too_early:
+            await self._reload()
         await self._stop.wait()
+        self._reloader.shut = "the provider is stopping"
+        await self._notifier.stopping("running jobs may finish")
         await self._wind_down()
         tasks.cancel_scope.cancel()
 
@@ -280,40 +336,46 @@ class Daemon:
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(leave)
+            tasks.start_soon(self._ask_for_time)
             await self._salvage(taken_at).run()
             tasks.cancel_scope.cancel()
         self.parts.intake.stopped = None
         return not self._stop.is_set()
 
+    async def _ask_for_time(self) -> None:
+        while True:
+            await self._notifier.more_time(_MORE_TIME_S)
+            await self._notifier.status(self.parts.intake.stopped or "")
+            await anyio.sleep(_MORE_TIME_S / 3)
+
     def _say_comparing(self, how_far: str) -> None:
         self.parts.intake.stopped = f"the books come from a backup and are compared first: {how_far}"
 
-    # --- stopping ---------------------------------------------------------------------------------------------
+    # --- signals and stopping ---------------------------------------------------------------------------------
 
     async def _watch_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async for number in signals:
-                if number == signal.SIGHUP:
-                    self._read_lists()
-                    continue
-                if self._stop.is_set():
-                    self._stop_at_once.set()
-                self._stop.set()
+            async with anyio.create_task_group() as tasks:
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        tasks.start_soon(self._reload)  # a stop must not wait for it
+                        continue
+                    if self._stop.is_set():
+                        self._stop_at_once.set()
+                    self._stop.set()
 
-    def _read_lists(self) -> None:
-        """Read the lists of customers again; one that is wrong changes nothing."""
+    async def _reload(self) -> None:
         try:
-            access = self.parts.intake.access = read_access(self._settings)
-        except SettingsError as error:
-            log.error("the lists of customers stay as they were", error=str(error))
-        else:
-            log.info("the lists of customers were read again", allow=len(access.allow), deny=len(access.deny))
+            await self._reloader.reload()
+        except ViewError as error:
+            log.warning("the settings are not read again now", reason=str(error))
 
     async def _wind_down(self) -> None:
         """Take no more jobs, let what runs finish, have stored events confirmed; each within its time."""
         self.parts.intake.stopped = "the provider is stopping"
         self.parts.runner.start_nothing_more()
-        log.info("stopping: running jobs may finish", timeout_s=self._settings.daemon.stop_timeout_s)
+        stop_timeout_s = self._reloader.settings.daemon.stop_timeout_s
+        log.info("stopping: running jobs may finish", timeout_s=stop_timeout_s)
         async with anyio.create_task_group() as tasks:
 
             async def hurry() -> None:
@@ -324,7 +386,7 @@ class Daemon:
             await self._owner.leave()
             with anyio.move_on_after(_LEAVE_S):
                 await self._announcer.leave(_LEAVE_S)
-            with anyio.move_on_after(self._settings.daemon.stop_timeout_s):
+            with anyio.move_on_after(stop_timeout_s):
                 await self.parts.runner.drain()
                 await self.parts.engine.query(lambda tx: None)  # whatever the last attempts reported is stored
             with anyio.move_on_after(_FLUSH_S):
@@ -334,10 +396,10 @@ class Daemon:
             tasks.cancel_scope.cancel()
 
 
-async def _main(settings: Settings, paths: Paths, key: SecretKey) -> None:
+async def _main(settings: Settings, paths: Paths, key: SecretKey, outside: Outside) -> None:
     store = await Store.open(paths.database)
     try:
-        await Daemon(settings, paths, key, store, time.time).run()
+        await Daemon(settings, paths, key, store, time.time, outside).run()
     finally:
         with anyio.CancelScope(shield=True):
             await store.aclose()

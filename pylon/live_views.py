@@ -6,6 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 
@@ -26,6 +27,7 @@ from pylon.control.views import (
     QueueLine,
     RefundView,
     RelayLine,
+    SettingsLine,
     StoreLine,
     ViewError,
     WalletLine,
@@ -51,6 +53,16 @@ from pylon.store.writer import Store
 _CONFIRMATION_S = 5.0  # less than the control API gives an answer
 
 
+class Reloading(Protocol):
+    """Reads the settings again; `line` is what came of it last."""
+
+    line: SettingsLine
+
+    async def reload(self) -> SettingsLine:
+        """Read and apply them. Raises `ViewError` where that is not the time."""
+        ...
+
+
 @dataclass(slots=True)
 class Parts:
     """The running parts of a daemon, for those who look at all of them."""
@@ -67,6 +79,7 @@ class Parts:
     announcer: Announcer | None = None
     refunder: Refunder | None = None
     owner: OwnerDesk | None = None
+    reloader: Reloading | None = None
 
 
 class LiveViews:
@@ -100,9 +113,11 @@ class LiveViews:
             store=self._store_line(),
             relays=tuple(_relay_line(each) for each in parts.pool.states()),
             backends=tuple(self._backend_line(each) for each in parts.backends.values()),
-            models=tuple(_model_line(lane) for lane in parts.runner.lanes.values()),
+            models=tuple(_model_line(lane) for lane in parts.runner.lanes.values() if lane.sold),
             wallet=self._wallet_line(),
-            queue=tuple(self._queue_line(lane) for lane in parts.runner.lanes.values()),
+            queue=tuple(
+                self._queue_line(lane) for lane in parts.runner.lanes.values() if lane.sold or lane.holds_jobs
+            ),
             jobs_by_state={f"{work}/{money}": count for (work, money), count in parts.engine.counts.items()},
             books=books_line(parts.engine.books),
             refused=parts.intake.counters.as_dict(),
@@ -111,6 +126,7 @@ class LiveViews:
             owner=OwnerLine() if parts.owner is None else owner_line(parts.owner),
             outbox_pending=parts.engine.outbox_pending,
             dead_letters=parts.engine.dead_letters,
+            settings=None if parts.reloader is None else parts.reloader.line,
         )
 
     async def jobs(self, query: JobsQuery) -> Sequence[JobView]:
@@ -207,6 +223,12 @@ class LiveViews:
     def _at(self, for_s: int | None) -> int | None:
         return None if for_s is None else int(self._clock()) + for_s
 
+    async def reload(self) -> SettingsLine:
+        """Read the settings again. Raises `ViewError`."""
+        if self._parts.reloader is None:
+            raise ViewError("this daemon has nothing to read its settings from")
+        return await self._parts.reloader.reload()
+
     def request_stop(self) -> None:
         """Ask for a graceful stop."""
         self._stop()
@@ -266,7 +288,8 @@ class LiveViews:
     def _backend_line(self, backend: Backend) -> BackendLine:
         state = backend.state()
         runner = self._parts.runner
-        places = [place for lane in runner.lanes.values() for place in lane.places if place.backend is backend]
+        lanes = [lane for lane in runner.lanes.values() if lane.sold or lane.holds_jobs]
+        places = [place for lane in lanes for place in lane.places if place.backend is backend]
         detail = state.detail
         if (open_s := runner.circuit_open_s(state.name)) > 0:
             detail = f"fails too often: left alone for {open_s:.0f} s more" + (f" ({detail})" if detail else "")

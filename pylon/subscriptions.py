@@ -92,6 +92,12 @@ class Subscriptions:
         mine: Filter = {"kinds": sorted(SHARED_KINDS), "authors": [self._pubkey]}
         self._pool.subscribe(OWN, lambda since: [mine], since=0)
 
+    def sell(self, kinds: Sequence[int]) -> None:
+        """Ask for requests of these kinds from now on."""
+        if sorted(kinds) != self._kinds:
+            self._kinds = sorted(kinds)
+            self._pool.refresh(_REQUESTS)
+
     def keep(self, tasks: TaskGroup) -> None:
         """Keep the filters on the jobs they are about, and the cursors stored, until `tasks` ends."""
         tasks.start_soon(self._refresh, _CANCELS, self._cancellable)

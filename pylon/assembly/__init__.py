@@ -40,10 +40,12 @@ from pylon.settings.kinds import BadKind, Site, make_backend
 __all__ = [
     "check_startable",
     "make_allowance",
+    "make_allowance_rules",
     "make_announce_config",
     "make_backends",
     "make_cashier_config",
     "make_credit",
+    "make_credit_rules",
     "make_intake_config",
     "make_offers",
     "make_owner_rules",
@@ -178,27 +180,33 @@ def make_intake_config(settings: Settings, mode: facts.Mode, access: Access) -> 
 
 def make_credit(settings: Settings) -> Credit | None:
     """Return who keeps account of the customers' credit; None where none is given."""
+    return Credit(make_credit_rules(settings)) if settings.payment.mode is PaymentMode.POSTPAY else None
+
+
+def make_credit_rules(settings: Settings) -> CreditRules:
+    """Return how much credit customers have, with postpay."""
     payment = settings.payment
-    if payment.mode is not PaymentMode.POSTPAY:
-        return None
-    return Credit(
-        CreditRules(
-            credit_msats=payment.credit_msats,
-            history_percent=payment.credit_history_percent,
-            max_credit_msats=payment.credit_max_msats,
-            daily_msats=payment.credit_daily_msats,
-        )
+    return CreditRules(
+        credit_msats=payment.credit_msats,
+        history_percent=payment.credit_history_percent,
+        max_credit_msats=payment.credit_max_msats,
+        daily_msats=payment.credit_daily_msats,
     )
 
 
 def make_allowance(settings: Settings) -> Allowance | None:
     """Return who keeps account of what is given away; None where nothing is, or without limit."""
+    rules = make_allowance_rules(settings)
+    return None if rules is None else Allowance(rules)
+
+
+def make_allowance_rules(settings: Settings) -> AllowanceRules | None:
+    """Return what is given away within a day; None where nothing is, or without limit."""
     payment = settings.payment
     per_customer, in_all = payment.free_output_tokens_per_customer, payment.free_output_tokens
     if payment.mode is PaymentMode.FREE:
-        rules = AllowanceRules(per_customer or None, in_all or None)
-        return Allowance(rules) if per_customer or in_all else None
-    return Allowance(AllowanceRules(per_customer, in_all)) if per_customer else None
+        return AllowanceRules(per_customer or None, in_all or None) if per_customer or in_all else None
+    return AllowanceRules(per_customer, in_all) if per_customer else None
 
 
 def make_runner_config(settings: Settings) -> RunnerConfig:

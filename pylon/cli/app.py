@@ -18,6 +18,7 @@ from typer.main import get_command
 from pylon import __version__
 from pylon.cli.context import CliContext
 from pylon.cli.lazy import LazyCommand, LazyGroup
+from pylon.cli.output import sentence_of
 from pylon.paths import HOME_VARIABLE
 from pylon.text import printable
 
@@ -40,6 +41,12 @@ COMMANDS: Final = {
     "resume": LazyCommand("pylon.cli.owner", "resume", "Take jobs again.", "pylon resume"),
     "drain": LazyCommand(
         "pylon.cli.owner", "drain", "Finish what is there and take nothing more.", "pylon drain --exit"
+    ),
+    "reload": LazyCommand(
+        "pylon.cli.reload", "command", "Have the daemon read its settings again.", "pylon reload --json"
+    ),
+    "service": LazyCommand(
+        "pylon.cli.service", "app", "Run as a service of systemd or launchd.", "pylon service install"
     ),
     "status": LazyCommand("pylon.cli.status", "command", "Show what is going on.", "pylon status --json"),
     "backends": LazyCommand(
@@ -144,6 +151,7 @@ def _root(
             "announce": {name: {"config": config} for name in ("show", "publish", "withdraw")},
             "providers": {"config": config},
             "identity": {verb: {"config": config} for verb in ("show", "encrypt", "decrypt")},
+            "service": {"install": {"config": config}},
         }
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
@@ -183,7 +191,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001  (the one place that shows the operator what nobody handled)
         if debug:
             _show_traceback(error)
-        return _fail(_sentence(error), getattr(error, "exit_code", 1))
+        return _fail(sentence_of(error), getattr(error, "exit_code", 1))
 
 
 def _debug_first(arguments: Sequence[str]) -> list[str]:
@@ -205,15 +213,6 @@ def _usage(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "pylon"
     return f"{' '.join(message.split())} (see: {where} --help)"
-
-
-def _sentence(error: Exception) -> str:
-    # Our own exceptions are written as one sentence for the operator; others need their type to mean anything.
-    if type(error).__module__.partition(".")[0] == "pylon" and str(error):
-        return str(error)
-    from pylon.errors import describe_error
-
-    return describe_error(error)
 
 
 def _show_traceback(error: Exception) -> None:

@@ -30,6 +30,16 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
     raise UserError(message, code)
 
 
+def sentence_of(error: BaseException) -> str:
+    """Return any exception as one sentence for the operator."""
+    # Our own are written as one; others need their type to mean anything.
+    if type(error).__module__.partition(".")[0] == "pylon" and str(error):
+        return str(error)
+    from pylon.errors import describe_error
+
+    return describe_error(error)
+
+
 def say(line: str = "") -> None:
     """Print one line. Untrusted text in it goes through `pylon.text.printable` first, where it joins the line."""
     print(line)

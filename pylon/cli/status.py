@@ -98,6 +98,7 @@ def _show_head(status: DaemonStatus, screen: Screen) -> None:
     rows.append(
         (cell("store"), cell(fine) if store.healthy else cell(f"failed: {store.detail}", Colour.BAD, limit=300))
     )
+    rows += _settings_rows(status)
     screen.table(rows)
 
 
@@ -134,6 +135,21 @@ def _show_rules(owner: OwnerLine, screen: Screen) -> None:
         colour = Colour.WARN if rule.pauses else Colour.GOOD
         rows.append([cell(rule.rule), cell(word, colour), cell(changes), cell(rule.why, limit=160)])
     _table(screen, ("rule", "work", "", ""), rows)
+
+
+def _settings_rows(status: DaemonStatus) -> list[tuple[Cell, Cell]]:
+    """Return what the operator must know of the settings: nothing, while what is in the files is in force."""
+    line = status.settings
+    if line is None:
+        return []
+    rows = []
+    if line.error:
+        wrong = f"as they were, what was read is wrong: {line.error}"
+        rows.append((cell("settings"), cell(wrong, Colour.BAD, limit=400)))
+    if line.restart:
+        waits = f"a restart is needed for {', '.join(each.key for each in line.restart)}"
+        rows.append((cell("settings"), cell(waits, Colour.WARN, limit=300)))
+    return rows
 
 
 def _show_relays(status: DaemonStatus, screen: Screen) -> None:

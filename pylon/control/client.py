@@ -26,6 +26,7 @@ from pylon.control.views import (
     JobsQuery,
     JobView,
     RefundView,
+    SettingsLine,
 )
 from pylon.text import printable
 
@@ -153,6 +154,10 @@ class ControlClient:
     def drain(self, why: str = "", *, exits: bool = False) -> OwnerLine:
         """Have the daemon take no more jobs and finish what is there, then pause or end."""
         return _decoded(OwnerLine, self._ask("POST", "/drain", {"why": why or None, "exit": 1 if exits else None}))
+
+    def reload(self) -> SettingsLine:
+        """Have the daemon read its settings again, and return what came of it."""
+        return _decoded(SettingsLine, self._ask("POST", "/reload"))
 
     def request_stop(self) -> None:
         """Ask for a graceful stop; returns when the daemon has heard it, not when it has ended."""

@@ -251,6 +251,7 @@ def _app(views: ControlViews, limits: ControlLimits) -> Starlette:
             route("/pause", api.pause, "POST"),
             route("/resume", api.resume, "POST"),
             route("/drain", api.drain, "POST"),
+            route("/reload", api.reload, "POST"),
             route("/stop", api.stop, "POST"),
         ],
         exception_handlers={
@@ -327,6 +328,9 @@ class _Api:
     async def drain(self, request: Request) -> object:
         asked = request.query_params
         return await self._views.drain(asked_why(asked), exits=asked.get("exit") == "1")
+
+    async def reload(self, request: Request) -> object:
+        return await self._views.reload()
 
     async def stop(self, request: Request) -> object:
         self._views.request_stop()

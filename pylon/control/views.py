@@ -181,6 +181,34 @@ class StoreLine:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeLine:
+    """One setting that changed, or would; None where it is not set. Never the value of a secret."""
+
+    key: str
+    before: str | None = None
+    after: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The change in words."""
+        before, after = ("not set" if each is None else each or "nothing" for each in (self.before, self.after))
+        return f"{self.key}: {before} -> {after}"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsLine:
+    """How the settings in force stand to the files, as last read at `read_at`.
+
+    `error` is why that reading changed nothing, `applied` what it changed, `restart` what waits for a restart.
+    """
+
+    read_at: int
+    error: str = ""
+    applied: tuple[ChangeLine, ...] = ()
+    restart: tuple[ChangeLine, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStatus:
     """Everything `pylon status` shows."""
 
@@ -207,6 +235,7 @@ class DaemonStatus:
     owner: OwnerLine = field(default_factory=OwnerLine)
     outbox_pending: int = 0
     dead_letters: int = 0
+    settings: SettingsLine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,6 +436,10 @@ class ControlViews(Protocol):
 
     async def drain(self, why: str = "", *, exits: bool = False) -> OwnerLine:
         """Take no more jobs and finish what is there, then pause or end. Raises `ViewError`."""
+        ...
+
+    async def reload(self) -> SettingsLine:
+        """Read the settings again; a wrong file is an outcome. Raises `ViewError` while starting or stopping."""
         ...
 
     def request_stop(self) -> None:

@@ -54,6 +54,10 @@ class Allowance:
             return False
         return rules.in_all is None or self._in_all + tokens <= rules.in_all
 
+    def reconfigure(self, rules: AllowanceRules) -> None:
+        """Take other limits; what was given counts on."""
+        self._rules = rules
+
     def load(self, jobs: Iterable[Job]) -> None:
         """Count the free jobs of the last day, found on start, oldest first."""
         for job in jobs:

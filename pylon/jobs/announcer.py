@@ -139,6 +139,10 @@ class Announcer:
         self._confirmed_by: dict[str, str] = {}  # event id -> the first relay that has it
         self._news = anyio.Event()
 
+    def reconfigure(self, config: AnnounceConfig, offers: Sequence[Offer]) -> None:
+        """Take other words, prices and times; what changes by them is published as any change is."""
+        self._config, self._offers = config, offers
+
     @property
     def state(self) -> AnnounceState:
         """How the announcement stands."""

@@ -131,6 +131,10 @@ class Cashier:
         """How many invoices the wallet is asked about."""
         return len(self._watched)
 
+    def reconfigure(self, config: CashierConfig) -> None:
+        """Take other waits and expiries; an invoice that is made keeps its own."""
+        self._config = config
+
     # --- Till -------------------------------------------------------------------------------------------------
 
     def make(self, row: InvoiceRow, *, fresh: bool) -> None:

@@ -56,6 +56,10 @@ class Credit:
         """How much credit counted against the daily cap when it was last asked about."""
         return self._given_msats
 
+    def reconfigure(self, rules: CreditRules) -> None:
+        """Take other limits; what was given counts on."""
+        self._rules = rules
+
     # --- asked by intake --------------------------------------------------------------------------------------
 
     def owing(self, customer: str) -> str | None:

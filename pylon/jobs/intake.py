@@ -160,6 +160,15 @@ class Intake:
         closed = self.closed
         return None if closed is None else closed.shown
 
+    def reconfigure(self, config: IntakeConfig, catalogue: Catalogue) -> None:
+        """Take other rules and prices, for every request from now on; its mode of payment is the same."""
+        policy, self._config = config.policy, config
+        self._catalogue = catalogue
+        self.access = config.access
+        self._customers.change(policy.requests_per_customer_per_minute)
+        self._everybody.change(policy.requests_per_minute)
+        self._replies.change(policy.replies_per_minute)
+
     def remember(self, event_ids: Iterable[str]) -> None:
         """Count these requests as seen: they were accepted before a restart, and relays may send them again."""
         for event_id in event_ids:

@@ -104,10 +104,14 @@ class Place:
 
 @dataclass(slots=True)
 class Lane:
-    """The queue of one model (job id -> customer), and the places where it is served."""
+    """The queue of one model (job id -> customer), and the places where it is served.
+
+    `sold`: whether new jobs may come; one that is no longer sold does those that it has.
+    """
 
     offer: Offer
     places: tuple[Place, ...]
+    sold: bool = True
     queue: OrderedDict[str, str] = field(default_factory=OrderedDict)
     attempt_s: float | None = None  # how long an attempt takes of late
 
@@ -115,6 +119,11 @@ class Lane:
     def busy(self) -> int:
         """How many slots are taken."""
         return sum(place.busy for place in self.places)
+
+    @property
+    def holds_jobs(self) -> bool:
+        """Whether a job waits or runs here."""
+        return bool(self.queue or self.busy)
 
     @property
     def slots(self) -> int:

@@ -49,6 +49,10 @@ class OutputWriter:
         self._clock = clock
         self._monotonic = monotonic
 
+    def reconfigure(self, config: RunnerConfig) -> None:
+        """Take other rules for partial results."""
+        self._config = config
+
     def announce(self, job: Job) -> None:
         """Say `processing`, live only."""
         status, hint = FeedbackStatus.PROCESSING, self._config.relay_hint

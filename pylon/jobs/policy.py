@@ -213,6 +213,10 @@ class TokenBucket:
         taken, self._full_at = self._rule.take(self._full_at, now)
         return taken
 
+    def change(self, per_minute: int) -> None:
+        """Take another rate; what was taken counts on."""
+        self._rule = _Rate(per_minute, None)
+
 
 class RateLimiter:
     """A token bucket per customer; of at most `max_keys` customers, the least recently seen is forgotten first.
@@ -237,6 +241,10 @@ class RateLimiter:
         if len(self._full_at) > self._max_keys:
             self._full_at.popitem(last=False)
         return taken
+
+    def change(self, per_minute: int) -> None:
+        """Take another rate; what was taken counts on."""
+        self._rule = _Rate(per_minute, None)
 
 
 class _Rate:

@@ -91,6 +91,10 @@ class Recorder:
         self._key = key
         self._config = config
 
+    def reconfigure(self, config: RecorderConfig) -> None:
+        """Take other rules, for every step from now on; the writer's thread may be in the middle of one."""
+        self._config = config
+
     def accept(self, tx: Tx, job: Job, mode: facts.Mode, request_json: str, *, start: bool, now: int) -> Moved:
         """Store a new job as `lifecycle.begin` gives it, its first attempt begun if `start`.
 

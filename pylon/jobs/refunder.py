@@ -127,6 +127,14 @@ class Refunder:
         self._to_pay.append((refund, fresh))
         self._something_to_do.set()
 
+    def reconfigure(self, config: RefunderConfig) -> None:
+        """Take other caps; what waited because of the old ones is looked at again."""
+        if config == self._config:
+            return
+        self._config = config
+        for job_id in self._due:
+            self._wake(job_id)
+
     # --- what others ask --------------------------------------------------------------------------------------
 
     @property

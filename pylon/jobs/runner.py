@@ -122,6 +122,21 @@ class Runner:
 
     # --- running ----------------------------------------------------------------------------------------------
 
+    def reconfigure(self, config: RunnerConfig, offers: tuple[Offer, ...]) -> None:
+        """Take other rules, and what is sold from now on; an offer that was there before has the same routes.
+
+        A model that is no longer sold keeps its lane: jobs that were promised are done.
+        """
+        self._config = config
+        self._writer.reconfigure(config)
+        sold = {offer.name: offer for offer in offers}
+        for name, lane in self._lanes.items():
+            lane.sold = name in sold
+            lane.offer = sold.get(name, lane.offer)
+        self._lanes |= {name: self._make_lane(offer) for name, offer in sold.items() if name not in self._lanes}
+        for lane in self._lanes.values():
+            self._pump(lane)  # a customer's share may have grown
+
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Run attempts and watch the backends' health until cancelled."""
         # What is committed after the crew has stopped working is found again on the next start.

@@ -40,7 +40,7 @@ class IntakeSettings(Section):
     )
     allow_file: FilePath | None = Field(
         default=None,
-        description="Customers who are always served, an npub or hex key a line; read again on SIGHUP.",
+        description="Customers who are always served, an npub or hex key a line; read again by pylon reload.",
         json_schema_extra={"allowed": "an absolute path", "example": "/etc/pylon/allow.txt"},
     )
     allow_only: bool = Field(default=False, description="Serve nobody but those in allow_file.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pylon.cli.app import run
 from pylon.lock import lock_holder
 from pylon.nostr.keys import SecretKey
 from pylon.paths import Paths, paths_under
-from pylon.settings import LoadedSettings
+from pylon.settings import LoadedSettings, Settings
 from tests.support.fake_daemon import fake_daemon
 
 Captured = pytest.CaptureFixture[str]
@@ -77,8 +78,16 @@ class Started:
         module.run_daemon = self.run_daemon
         monkeypatch.setitem(sys.modules, "pylon.daemon", module)
 
-    def run_daemon(self, loaded: LoadedSettings, paths: Paths, key: SecretKey, *, debug: bool = False) -> int:
-        self.debug = debug
+    def run_daemon(
+        self,
+        loaded: LoadedSettings,
+        paths: Paths,
+        key: SecretKey,
+        *,
+        read_again: Callable[[], Settings],
+        debug: bool = False,
+    ) -> int:
+        self.debug, self.read_again = debug, read_again
         self.calls.append((loaded, paths, key))
         return 42
 

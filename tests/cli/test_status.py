@@ -14,10 +14,10 @@ from pylon.cli.layout import Screen, moment
 from pylon.cli.status import show
 from pylon.control.codec import decode
 from pylon.control.owner_line import OwnerLine, RuleLine
-from pylon.control.views import DaemonState, DaemonStatus, IntakeLine, StoreLine, WalletLine
+from pylon.control.views import DaemonState, DaemonStatus, IntakeLine, SettingsLine, StoreLine, WalletLine
 from pylon.lock import instance_lock
 from pylon.paths import paths_under
-from tests.support.control_views import NASTY, STATUS
+from tests.support.control_views import NASTY, RELOADED, STATUS
 from tests.support.fake_daemon import fake_daemon
 
 
@@ -171,3 +171,11 @@ def test_columns_line_up_whatever_is_in_them() -> None:
     at = next(number for number, line in enumerate(lines) if line.startswith("Relays"))
     wide, narrow = lines[at + 2], lines[at + 3]
     assert narrow.index("connected") == wide.index("connected") + len("リレー")
+
+
+def test_settings_that_are_not_in_force_are_told() -> None:
+    assert "settings" not in shown(replace(STATUS, settings=SettingsLine(1)))
+    assert "settings  a restart is needed for relays.urls, wallet.url" in shown(replace(STATUS, settings=RELOADED))
+    wrong = shown(replace(STATUS, settings=replace(RELOADED, error=f"pylon.toml: {NASTY}")))
+    assert "settings  as they were, what was read is wrong: pylon.toml: \\x1b[31mred" in wrong
+    assert "a restart is needed for relays.urls" in wrong, "what waited before still waits"

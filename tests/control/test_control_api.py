@@ -32,7 +32,7 @@ from pylon.control.client import (
 from pylon.control.owner_line import OwnerLine, RuleLine
 from pylon.control.server import ControlLimits, ControlSocketError, control_socket, serve_control
 from pylon.control.views import EarningsBy, JobsQuery, ViewError
-from tests.support.control_views import ANNOUNCED, JOBS, NASTY, PLAINTEXT, STATUS, FakeViews
+from tests.support.control_views import ANNOUNCED, JOBS, NASTY, PLAINTEXT, RELOADED, STATUS, FakeViews
 
 T = TypeVar("T")
 
@@ -97,6 +97,7 @@ async def test_every_question_comes_back_as_the_same_values(path: Path) -> None:
         assert await off_loop(client.announcement) == ANNOUNCED
         assert (await off_loop(client.publish_announcement)).confirmed_by == "wss://relay.one"
         assert (await off_loop(client.withdraw_announcement)).state == "withdrawn"
+        assert await off_loop(client.reload) == RELOADED
         await off_loop(client.request_stop)
         assert views.stop_requested.is_set()
 

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+import tomlkit
 
 from pylon.nostr.keys import SecretKey
 from pylon.nostr.nip90 import ErrorPrefix
@@ -392,6 +393,60 @@ async def test_a_fault_of_the_running_daemon_is_one_line_too(tmp_path: Path) -> 
         assert last.startswith("pylon: ")
         assert os.fspath(daemon.paths.control_socket) in last
         assert "Traceback" not in done.stderr
+
+
+async def test_settings_are_read_again_while_jobs_run(tmp_path: Path) -> None:
+    """What can change does, what cannot is told, a wrong file changes nothing; no secret is in any of it."""
+    async with scripted_server() as script:
+        gate = GatedServer(script)
+        async with market(tmp_path, paid=True, backend_url=gate.url) as (daemon, customer, wallet):
+            settings = tomlkit.parse(daemon.paths.config_file.read_text()).unwrap()
+            running = await customer.order()
+            await wallet.payer().pay(await running.invoice())
+            await gate.until_waiting(1)
+            settings["models"][0]["base_msats"] = 50_000
+            settings["announce"] = {"about": "other words"}
+            settings["log"] = {"format": "text"}
+            settings["relays"]["publish_timeout_s"] = 3
+            settings["wallet"]["token"] = "another-wallet-token"
+            settings["identity"] = {"nsec": (other := SecretKey.generate().reveal_nsec())}
+            daemon.configure(settings)
+            daemon.paths.config_file.chmod(0o600)
+            done = await daemon.pylon("reload")
+            assert (done.returncode, done.stderr) == (0, "")
+            assert set(done.stdout.splitlines()) == {
+                "changed: announce.about: Sells inference for Lightning payments (NIP-90). -> other words",
+                "changed: log.format: auto -> text",
+                "changed: models[echo].base_msats: 1000 -> 50000",
+                "needs a restart: relays.publish_timeout_s: 2 -> 3",
+            }, "key and wallet's token come from the environment, which wins over the file"
+            await daemon.until(lambda status: status.models[0].base_msats == 50_000, "dearer")
+            dear = await customer.order(bid_msats=20_000, providers=[daemon.pubkey])
+            assert await dear.error() == ErrorPrefix.BID_TOO_LOW
+            assert "a restart is needed for relays.publish_timeout_s" in (await daemon.pylon("status")).stdout
+            said = next(line for line in daemon.log().splitlines() if "the settings were read again" in line)
+            assert not said.startswith("{"), "the log follows at once"
+
+            daemon.paths.config_file.write_text("[relays]\nurl = 'wss://relay.example.com'\n")
+            wrong = await daemon.pylon("reload")
+            assert wrong.returncode == 1
+            assert "the settings stay as they were" in one_line(wrong) and "relays.url" in wrong.stderr
+            shown = await daemon.pylon("status")
+            assert "as they were, what was read is wrong" in shown.stdout
+            assert "a restart is needed for relays.publish_timeout_s" in shown.stdout
+            daemon.configure(settings)
+            daemon.paths.config_file.chmod(0o600)
+            daemon.send(signal.SIGHUP)
+            await daemon.until(lambda status: status.settings is not None and not status.settings.error, "content")
+
+            gate.open.set()
+            assert (await running.result()).content == "done"
+            assert await daemon.stop() == 0
+            everything = daemon.log() + done.stdout + wrong.stderr + shown.stdout
+            assert other not in everything and "another-wallet-token" not in everything
+            offline = await daemon.pylon("reload")
+            assert (offline.returncode, offline.stdout) == (3, "")
+            assert "it reads its settings when it starts" in one_line(offline)
 
 
 async def test_the_lists_of_customers_are_read_again_on_sighup(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pylon.control.views import (
     AttemptLine,
     BackendLine,
     BooksLine,
+    ChangeLine,
     DaemonState,
     DaemonStatus,
     EarningsBy,
@@ -31,6 +32,7 @@ from pylon.control.views import (
     RefundLine,
     RefundView,
     RelayLine,
+    SettingsLine,
     StoreLine,
     ViewError,
     WalletLine,
@@ -104,6 +106,11 @@ REFUNDED = replace(
     waits="",
     payments=(RefundLine(1, "paid", 1_500, 1_700_000_700, 2, "alice@pay.example", "cd" * 32),),
 )
+RELOADED = SettingsLine(
+    1_700_000_900,
+    applied=(ChangeLine("announce.about", "old words", NASTY),),
+    restart=(ChangeLine("relays.urls", "wss://relay.one", "wss://relay.two"), ChangeLine("wallet.url", None, "")),
+)
 ANNOUNCED = AnnouncementView("announced", ('{"kind":31990}',))
 PLAINTEXT = '{"content":"the secret prompt"}'
 
@@ -116,6 +123,7 @@ class FakeViews:
         self.pause_s = 0.0
         self.fault: Exception | None = None
         self.asked: list[object] = []
+        self.reloaded = RELOADED
         self.stop_requested = anyio.Event()
         self.cancelled: list[str] = []
         self.owner = OwnerLine()
@@ -203,6 +211,11 @@ class FakeViews:
         await self._trouble()
         self.asked.append(("drain", why, exits))
         return self.owner
+
+    async def reload(self) -> SettingsLine:
+        await self._trouble()
+        self.asked.append("reload")
+        return self.reloaded
 
     def request_stop(self) -> None:
         self.stop_requested.set()

@@ -158,6 +158,7 @@ class House:
     runner: Runner
     cashier: Cashier | None
     intake: Intake
+    recorder: Recorder
 
     # --- what customers do --------------------------------------------------------------------------------------
 
@@ -275,7 +276,8 @@ async def open_house(world: World, prepare: Prepare | None = None) -> AsyncItera
 
 
 async def _start(world: World, store: Store, tasks: anyio.abc.TaskGroup, prepare: Prepare | None = None) -> House:
-    engine = Engine(store, Recorder(world.key, world.recorder), world.clock)
+    recorder = Recorder(world.key, world.recorder)
+    engine = Engine(store, recorder, world.clock)
     runner = Runner(
         engine,
         world.backends,
@@ -314,7 +316,7 @@ async def _start(world: World, store: Store, tasks: anyio.abc.TaskGroup, prepare
     await engine.resume()
     intake.remember(await store.write(lambda tx: tx.accepted_since(0)))
     tasks.start_soon(engine.run)
-    return House(world, store, engine, runner, cashier, intake)
+    return House(world, store, engine, runner, cashier, intake, recorder)
 
 
 def rows(path: Path, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
