@@ -47,6 +47,7 @@ test-live: $(VENV)/.dev $(VENV)/.model $(VENV)/.fuzz ## The tests against progra
 	@PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.node_programs
 	@PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.go_programs
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.llama_cpp_python
+	@$(VENV)/bin/python -m tests.support.debian
 	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m live $(ARGS)
 
 fuzz: $(VENV)/.dev $(VENV)/.fuzz ## Ten minutes of hostile frames, guided by the code they reach; ARGS="--minutes 60"
