@@ -34,7 +34,7 @@ from pylon.jobs.recorder import Recorder
 from pylon.jobs.refunder import Refunder
 from pylon.jobs.runner import Runner
 from pylon.service.notify import Notifier
-from pylon.settings import ModelSettings, OpenAIBackendSettings, PaymentSettings, Settings, SettingsError
+from pylon.settings import ModelSettings, PaymentSettings, Settings, SettingsError
 from pylon.settings.difference import Difference, differences
 from pylon.subscriptions import Subscriptions
 
@@ -81,13 +81,17 @@ def _in_force(running: Settings, wanted: Settings, routes: Mapping[str, Routes])
 
 
 def _sold(running: Settings, wanted: Settings, routes: Mapping[str, Routes]) -> list[ModelSettings]:
-    """Return the models for sale: known ones as they are now, new ones where their backends take any name."""
+    """Return the models for sale: known ones by their new words and prices, new ones where that is all they are.
+
+    A backend is made for the models that are sold on it (it fetches them, it drops them from memory): one that it
+    was not made for waits.
+    """
     before = {model.name: model for model in running.models}
-    open_to_any = {each.name for each in running.backends if isinstance(each, OpenAIBackendSettings)}
+    served = {route for each in routes.values() for route in each}
     sold = []
     for model in wanted.models:
         known = routes.get(model.name)
-        if known == model.routes or (known is None and {backend for backend, _ in model.routes} <= open_to_any):
+        if known == model.routes or (known is None and served.issuperset(model.routes)):
             sold.append(model)
         elif model.name in before:
             sold.append(before[model.name])

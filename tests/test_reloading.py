@@ -31,6 +31,7 @@ from tests.support.running_pool import Heard
 OPEN = {"name": "local", "kind": "openai", "url": "http://127.0.0.1:1/v1"}
 CLOSED = {"name": "closed", "kind": "ollama"}
 SMALL = {"name": "small", "backend": "local", "base_msats": 1000, "backend_model": "served-model"}
+RENAMED = {**SMALL, "name": "new"}
 WALLET = {"kind": "fake", "url": "http://127.0.0.1:2", "network": "regtest", "token": "t0ken"}
 
 
@@ -123,9 +124,10 @@ def test_a_gift_that_is_counted_already_may_grow() -> None:
             ["models[small].aliases", "models[small].kinds"],
             [],
         ),
-        ([SMALL, {"name": "new", "backend": "local", "base_msats": 1}], ["models[new]"], []),
-        ([SMALL, {"name": "new", "backend": "closed", "base_msats": 1}], [], ["models[new]"]),
-        ([{"name": "new", "backend": "local", "base_msats": 1}], ["models[small]", "models[new]"], []),
+        ([SMALL, RENAMED], ["models[new]"], []),
+        ([SMALL, {"name": "new", "backend": "local", "base_msats": 1}], [], ["models[new]"]),
+        ([SMALL, {**RENAMED, "also_on": ["closed"]}], [], ["models[new]"]),
+        ([RENAMED], ["models[small]", "models[new]"], []),
         (
             [{**SMALL, "backend_model": "elsewhere", "base_msats": 7}],
             [],
@@ -236,7 +238,7 @@ async def test_a_model_that_is_no_longer_sold_does_its_jobs(world: World) -> Non
         reload = Reload(house, settings())
         promised = house.ask("promised")
         await house.invoiced(promised.id)
-        reload.wanted = settings({"name": "new", "backend": "local", "base_msats": 1000})
+        reload.wanted = settings(RENAMED)
         await reload.reloader.reload()
         house.ask("too late", params=[("model", ["small"])])
         assert house.intake.counters.as_dict() == {ErrorPrefix.UNSUPPORTED_MODEL: 1}

@@ -81,6 +81,9 @@ def _shown(value: object) -> str | None:
         return None
     if isinstance(value, SecretStr):
         return HIDDEN
-    made = plain(value)
+    try:
+        made = plain(value)
+    except TypeError:
+        return HIDDEN  # a plug-in's own kind of value, which may hold anything
     text = ", ".join(map(str, made)) if isinstance(made, list) else str(made)
     return printable(str(made).lower() if isinstance(made, bool) else text, limit=_LIMIT)
