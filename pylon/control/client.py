@@ -169,8 +169,9 @@ class ControlClient:
         connection = _UnixConnection(self._path, self._timeout_s)
         try:
             connection.request(method, target, headers={"Accept": "application/json"})
-            response = connection.getresponse()
-            body = self._read(response)
+            # Closed here: what its finalizer meets, a Ctrl-C among it, Python drops without a word.
+            with connection.getresponse() as response:
+                body = self._read(response)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise DaemonNotRunning("pylon is not running") from error
         except PermissionError as error:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 
+from pylon.store.records import RESTORED_MARK
 from tests.support.notify import NotifySocket, notify_socket
 from tests.support.provider import READY_LIMIT_S, Provider, market_settings, provider
 from tests.support.relay import relay_process
+from tests.support.wallet import WalletProcess
 
 pytestmark = pytest.mark.e2e
 
@@ -75,3 +78,38 @@ async def test_a_writer_that_hangs_stops_the_watchdog(tmp_path: Path) -> None:
             assert (await daemon.status()).pid == daemon.pid, "the loop itself hangs: this shows nothing"
             other.execute("ROLLBACK")
         await manager.until("WATCHDOG")
+
+
+async def test_restored_books_take_their_time_and_a_reload_waits_for_them(tmp_path: Path) -> None:
+    """While they are compared it is not ready, and no start that is too long: more time is asked for."""
+    with relay_process() as relay, WalletProcess(tmp_path) as wallet, notify_socket() as manager:
+        settings = market_settings(relay.url, paid_to=wallet)
+        environ = {"NOTIFY_SOCKET": manager.address}
+        async with provider(tmp_path, settings, wallet=wallet, environ=environ, started=False) as daemon:
+            daemon.launch()
+            await manager.until("READY")
+            assert await daemon.stop() == 0
+            with closing(sqlite3.connect(daemon.paths.database)) as db, db:
+                db.execute("INSERT INTO marks VALUES (?, ?)", (RESTORED_MARK, int(time.time())))
+            wallet.kill()
+            while manager.next(0.1) is not None:
+                continue  # how the first one stopped
+            manager.heard.clear()
+            daemon.launch()
+            told = await manager.until("EXTEND_TIMEOUT_USEC")
+            assert int(told["EXTEND_TIMEOUT_USEC"]) >= 30_000_000
+            await daemon.until(lambda status: "compared first" in status.intake.paused, "comparing")
+            early = await daemon.pylon("reload")
+            assert (early.returncode, early.stderr) == (1, "pylon: the provider is starting: try again\n")
+            daemon.configure({**settings, "name": "renamed"})
+            daemon.send(signal.SIGHUP)
+            await daemon.logged("the settings are not read again now")
+            while manager.next(0.1) is not None:
+                continue  # all that was said so far
+            assert not any("READY" in message for message in manager.heard)
+            await wallet.restart()
+            await manager.until("READY")
+            await manager.until("RELOADING")
+            await daemon.until(
+                lambda status: status.settings is not None and bool(status.settings.applied), "reloaded"
+            )
