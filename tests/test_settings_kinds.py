@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from pylon import assembly
 from pylon.nostr.keys import SecretKey
 from pylon.paths import paths_under
-from pylon.settings import LoadedSettings, SettingsError, load_settings
+from pylon.settings import LoadedSettings, Settings, SettingsError, load_settings
 from pylon.settings.edit import holds_secret_key, set_value
 from pylon.settings.kinds import GROUP, PLUGIN_API, installed_kinds
 from pylon.settings.load import holds_secret
@@ -209,3 +209,11 @@ def test_a_plug_in_that_makes_no_backend_is_one_sentence(
     with pytest.raises(SettingsError) as caught:
         assembly.make_backends(loaded.settings, paths_under(tmp_path))
     assert str(caught.value) == f"backends.0: the plug-in of 'mirror' {said}"
+
+
+def test_our_engines_are_told_with_their_versions_where_they_are_installed() -> None:
+    embedded = Settings.model_validate({"backends": [{"name": "b", "kind": "embedded", "gguf": "/m.gguf"}]})
+    assert embedded.backends[0].software == f"xllamacpp {version('xllamacpp')}"
+    elsewhere = {"name": "b", "kind": "llama_cpp", "path": "/m", "python": "/opt/other/bin/python"}
+    assert Settings.model_validate({"backends": [elsewhere]}).backends[0].software == "", "nobody asked that Python"
+    assert Settings.model_validate({"backends": [{"name": "e", "kind": "echo"}]}).backends[0].software == ""

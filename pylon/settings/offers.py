@@ -82,6 +82,14 @@ def _secrets(value: object) -> Iterator[SecretStr]:
             return
 
 
+def _installed(package: str) -> str:
+    """Return a package with its version, empty where it is not installed."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return ""
+
+
 class _Generating(BackendSettings):
     first_token_timeout_s: Number = Field(
         default=120.0,
@@ -171,10 +179,7 @@ class EmbeddedBackendSettings(_Generating):
     @property
     def software(self) -> str:
         """The engine and its version, where it is installed."""
-        try:
-            return f"xllamacpp {version('xllamacpp')}"
-        except PackageNotFoundError:
-            return ""
+        return _installed("xllamacpp")
 
     @property
     def fault(self) -> str:
@@ -226,6 +231,11 @@ class LlamaCppBackendSettings(_Generating):
     def loading_s(self) -> float:
         """How long a model may take to load, in seconds."""
         return self.start_timeout_s
+
+    @property
+    def software(self) -> str:
+        """The library and its version, where it is that of our own Python."""
+        return _installed("llama-cpp-python") if self.python is None else ""
 
     @property
     def fault(self) -> str:
