@@ -37,10 +37,10 @@ from tests.support.shop import shop
 
 pytestmark = pytest.mark.live
 
-LIMIT_S = 120.0
+LIMIT_S = 600.0
 CONTEXT = 2048
 CATS = GenerationRequest("smollm2", (Message("user", "Tell me about cats."),), max_tokens=24, temperature=0.0)
-LONG = replace(CATS, messages=(Message("user", "The quick brown fox jumps over the lazy dog. " * 190),))
+LONG = replace(CATS, messages=(Message("user", "The quick brown fox jumps over the lazy dog. " * 100),))
 
 
 @pytest.fixture
