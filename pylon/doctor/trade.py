@@ -104,9 +104,10 @@ async def check_backends(scene: Scene, limit_s: float) -> list[Finding]:
     backends = assembly.make_backends(settings, scene.paths)
     in_daemon = {each.name for each in settings.backends if each.in_daemon}
 
+    paused = scene.daemon is not None and scene.daemon.owner.stance == "paused"
+
     async def one(backend: Backend) -> None:
         sold = [offer for offer in offers if offer.backend == backend.name]
-        paused = scene.daemon is not None and scene.daemon.owner.stance == "paused"
         if scene.daemon is not None and (backend.name in in_daemon or paused):
             # A second child would take the memory of the first, and a token that of a pause.
             findings[backend.name] = [_as_daemon_sees_it(scene.daemon, backend.name)]
@@ -116,7 +117,8 @@ async def check_backends(scene: Scene, limit_s: float) -> list[Finding]:
     caveats: dict[str, list[Finding]] = {}
 
     async def look() -> None:
-        caveats.update(await _caveats(settings))
+        if not paused:
+            caveats.update(await _caveats(settings))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(look)
