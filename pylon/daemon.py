@@ -230,6 +230,7 @@ class Daemon:
             self._cashier,
             credit,
             self._allowance,
+            self._owner,
         )
         self._reloader = Reloader(settings, outside, changeable, clock)
         self.parts = Parts(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 import anyio.to_thread
@@ -33,6 +33,8 @@ from pylon.jobs.ports import Clock
 from pylon.jobs.recorder import Recorder
 from pylon.jobs.refunder import Refunder
 from pylon.jobs.runner import Runner
+from pylon.owner.hours import Wall
+from pylon.owner.rules import OwnerRules
 from pylon.service.notify import Notifier
 from pylon.settings import ModelSettings, PaymentSettings, Settings, SettingsError
 from pylon.settings.difference import Difference, differences
@@ -41,7 +43,7 @@ from pylon.subscriptions import Subscriptions
 log = structlog.get_logger("pylon.daemon")
 
 RUNNING: Final = "takes jobs"
-_LIVE: Final = ("name", "payment", "refunds", "jobs", "intake", "announce", "daemon", "nexus", "log")
+_LIVE: Final = ("name", "payment", "refunds", "jobs", "intake", "announce", "owner", "daemon", "nexus", "log")
 _GIFTS: Final = ("free_output_tokens", "free_output_tokens_per_customer")
 
 Routes = tuple[tuple[str, str], ...]
@@ -98,6 +100,14 @@ def _sold(running: Settings, wanted: Settings, routes: Mapping[str, Routes]) -> 
     return sold
 
 
+class RuleKeeper(Protocol):
+    """Keeps the owner's rules."""
+
+    async def set_rules(self, rules: OwnerRules, wall: Wall) -> None:
+        """Let other rules hold from now on."""
+        ...
+
+
 @dataclass(slots=True)
 class Changeable:
     """The running parts that take other rules."""
@@ -111,6 +121,7 @@ class Changeable:
     cashier: Cashier | None = None
     credit: Credit | None = None
     allowance: Allowance | None = None
+    owner: RuleKeeper | None = None
 
     def take(self, settings: Settings, access: Access) -> None:
         """Have every part go on by these settings; all in one turn of the loop, so that none is ahead."""
@@ -192,6 +203,9 @@ class Reloader:
             return replace(self.line, read_at=now, error=why, applied=())
         lists = _list_changes(self.parts.intake.access, access)
         self.parts.take(made.settings, access)
+        if self.parts.owner is not None and made.settings.owner != self.settings.owner:
+            rules, wall = assembly.make_owner_rules(made.settings), assembly.make_wall(made.settings)
+            await self.parts.owner.set_rules(rules, wall)
         self.outside.heed_log(made.settings, wanted)
         self.settings = made.settings
         for model in made.settings.models:

@@ -16,6 +16,8 @@ from pylon.jobs.announcer import Announcer
 from pylon.jobs.refund_case import RefunderConfig
 from pylon.jobs.refunder import Refunder
 from pylon.nostr.nip90 import ErrorPrefix
+from pylon.owner.hours import Wall
+from pylon.owner.rules import OwnerRules
 from pylon.relays.pool import RelayPool
 from pylon.relays.state import PoolConfig
 from pylon.reloading import Changeable, Outside, Plan, Reloader, plan
@@ -62,6 +64,7 @@ LIVE: list[tuple[str, Any]] = [
     ("jobs", {"timeout_s": 100, "max_attempts": 9, "queue_size": 1, "success_feedback": False}),
     ("intake", {"max_age_s": 60, "requests_per_minute": 5, "targeted_only": True, "running_per_customer": 1}),
     ("announce", {"about": "other", "enabled": False, "topics": ["x"], "profile": "never"}),
+    ("owner", {"hours": ["mon-fri 18:00-08:00"], "ac_only": True}),
     ("daemon", {"stop_timeout_s": 1}),
     ("nexus", {"timeout_s": 1}),
     ("log", {"level": "debug", "format": "json"}),
@@ -276,6 +279,28 @@ async def test_a_wrong_file_changes_nothing_and_says_so(world: World, wrong: Any
         assert reload.logged == []
         reload.wanted = settings(name="other")
         assert (await reload.reloader.reload()).error == ""
+
+
+class Keeper:
+    """Stands for the owner's desk: what rules it was given."""
+
+    def __init__(self) -> None:
+        self.rules: list[OwnerRules] = []
+
+    async def set_rules(self, rules: OwnerRules, wall: Wall) -> None:
+        self.rules.append(rules)
+
+
+async def test_the_owner_is_obeyed_by_new_rules_and_not_disturbed_by_others(world: World) -> None:
+    async with open_house(world) as house:
+        reload = Reload(house, settings())
+        keeper = reload.reloader.parts.owner = Keeper()
+        reload.wanted = settings(name="other")
+        await reload.reloader.reload()
+        assert keeper.rules == []
+        reload.wanted = settings(name="other", owner={"ac_only": True})
+        await reload.reloader.reload()
+        assert [rules.ac_only for rules in keeper.rules] == [True]
 
 
 async def test_lists_are_read_again_with_nothing_else_changed(world: World, tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def install(
     dry_run: DryRunOption = False,
     print_unit: Annotated[bool, typer.Option("--print", help="Print the unit, and do nothing.")] = False,
     gpu: Annotated[
-        bool, typer.Option("--gpu", help="Let the system's service use GPUs, for an embedded backend.")
+        bool,
+        typer.Option("--gpu", help="Let the system's service use GPUs, for embedded models or the owner's rule."),
     ] = False,
     credentials: Annotated[
         Path | None,

@@ -26,13 +26,7 @@ _ODD: Final = re.compile(r"[\"'\\$\x00-\x1f\x7f]")
 _DELIVERY_S: Final = 30
 """Beside running jobs a stop tells the relays, waits for their confirmations and closes what it holds."""
 
-_NO_GPU: Final = ("PrivateDevices=yes", "DevicePolicy=closed")
-_GPU: Final = (
-    "DevicePolicy=closed",
-    "DeviceAllow=char-nvidia* rw",
-    "DeviceAllow=char-drm rw",
-    "DeviceAllow=char-kfd rw",
-)
+_GPU: Final = ("DeviceAllow=char-nvidia* rw", "DeviceAllow=char-drm rw", "DeviceAllow=char-kfd rw")
 
 
 class ServiceError(Exception):
@@ -99,7 +93,7 @@ def systemd_unit(facts: UnitFacts) -> str:
         "user": SYSTEM_USER,
         "state": f"StateDirectory={facts.state}\nStateDirectoryMode=0700" if facts.state else "",
         "credentials": "\n".join(_credentials(facts)),
-        "devices": "\n".join(_GPU if facts.gpu else _NO_GPU),
+        "gpu": "\n".join(_GPU) if facts.gpu else "",
     }
     name = "pylon.service" if facts.scope is Scope.SYSTEM else "pylon-user.service"
     return sealed(_filled(read_template(f"systemd/{name}"), values), "# {}")
