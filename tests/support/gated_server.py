@@ -28,6 +28,6 @@ class GatedServer:
 
     async def until_waiting(self, count: int) -> None:
         """Wait until so many requests are at the gate."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while self.waiting < count:
                 await self._arrived.wait()
