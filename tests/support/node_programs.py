@@ -30,7 +30,7 @@ from tests.support.foreign_venvs import cache_places, required, writable
 SCRIPTS = Path(__file__).parents[1] / "live" / "node"
 OLDEST = (20, 19)  # what the packages ask for
 MISSING = "Node {}.{} or newer with npm is needed: install it (on Debian: apt install nodejs npm)".format(*OLDEST)
-INSTALL_LIMIT_S = 300.0
+INSTALL_LIMIT_S = 900.0
 READY_LIMIT_S = 60.0
 
 
@@ -103,7 +103,7 @@ def main() -> int:
         return int(required())
     if find_packages() is not None:
         return 0
-    print("Installing the Node packages of the live tests (44 MB, once)", flush=True)
+    print("Installing the Node packages of the live tests (140 MB, once)", flush=True)
     start = time.monotonic()
     try:
         install()
