@@ -58,7 +58,10 @@ class RelaysSettings(Section):
         default=60.0, ge=0.01, le=3600, description="The longest wait before connecting again."
     )
     max_frame_bytes: Whole = Field(
-        default=131_072, ge=4_096, le=16_777_216, description="A larger frame from a relay ends the connection."
+        default=132_096,
+        ge=4_096,
+        le=16_777_216,
+        description="A larger frame from a relay is dropped. Nexus takes 131,072 bytes, and hands on a few more.",
     )
     publish_timeout_s: Number = Field(
         default=10.0, ge=1, le=120, description="How long a relay may take to answer an event."
