@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import SecretStr
 
 from pylon.backends.detect import Place
@@ -10,11 +12,12 @@ from pylon.settings import Settings
 
 
 def configured_places(settings: Settings) -> list[Place]:
-    """Return where the configured backends are that have a URL, with the keys that they want."""
+    """Return where the configured backends are that have a URL, with the keys that they want and whom they trust."""
     places: list[Place] = []
     for each in settings.backends:
-        url, key = getattr(each, "url", None), getattr(each, "api_key", None)
+        url, key, ca_file = (getattr(each, name, None) for name in ("url", "api_key", "ca_file"))
         if url and isinstance(url, str):  # a plug-in may call something else so
             secret = key.get_secret_value() if isinstance(key, SecretStr) else None
-            places.append(Place(normalise_url(url), "", each.name, secret))
+            trusted = ca_file if isinstance(ca_file, Path) else None
+            places.append(Place(normalise_url(url), "", each.name, secret, trusted))
     return places

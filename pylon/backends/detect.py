@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ from pylon.backends.marks import Finding, Readiness, further_asks, judge
 from pylon.backends.openai_wire import normalise_url
 from pylon.backends.probing import FIRST_ASKS, Answer, Ask
 from pylon.backends.sse import BadStream, read_bounded
+from pylon.backends.trust import CaFault, context_for
 
 _FIRST_TIMEOUT_S: Final = 1.0
 _FURTHER_TIMEOUT_S: Final = 0.5
@@ -39,6 +42,7 @@ class Place:
     usual: str
     name: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +106,19 @@ async def detect(places: Sequence[Place]) -> tuple[Detected, ...]:
     async def look(client: httpx.AsyncClient, place: Place) -> None:
         findings[place] = await _look(client, place)
 
-    async with _client(places) as client, anyio.create_task_group() as tasks:
+    async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
+        clients: dict[tuple[bool, Path | None], httpx.AsyncClient] = {}
         for place in places:
-            tasks.start_soon(look, client, place)
+            trusts = (place.url.startswith("https"), place.ca_file)
+            try:
+                if trusts not in clients:
+                    clients[trusts] = await stack.enter_async_context(
+                        _client(context_for(place.url, place.ca_file))
+                    )
+            except CaFault as fault:
+                findings[place] = Finding(Readiness.OTHER, detail=f"is not asked: {fault}")
+                continue
+            tasks.start_soon(look, clients[trusts], place)
     return tuple(Detected(place, findings[place]) for place in places)
 
 
@@ -167,12 +181,10 @@ async def _ask(client: httpx.AsyncClient, place: Place, ask: Ask, seen: dict[Ask
         return  # whatever it was, it is no answer; its status, when it had one, stays
 
 
-def _client(places: Iterable[Place]) -> httpx.AsyncClient:
-    # Reading the certificate store takes tens of ms, so it is read only where some place needs it.
-    tls = any(place.url.startswith("https") for place in places)
+def _client(tls: ssl.SSLContext | bool) -> httpx.AsyncClient:
     client = httpx.AsyncClient(
         headers={"Accept-Encoding": "identity"},
-        verify=ssl.create_default_context() if tls else False,
+        verify=tls,
         trust_env=False,
         follow_redirects=False,
         timeout=None,  # noqa: S113 - `_look` bounds everything

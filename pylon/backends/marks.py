@@ -56,6 +56,7 @@ class ServerKind(StrEnum):
     LM_STUDIO = "lm-studio"
     KOBOLDCPP = "koboldcpp"
     LOCALAI = "localai"
+    LITELLM = "litellm"
     JAN = "jan"
     APPLE_FM = "apple-fm"
     OPENAI = "openai"  # lists models as OpenAI's API does, and nothing tells which program it is
@@ -69,6 +70,7 @@ TITLES: Final[Mapping[ServerKind, str]] = {
     ServerKind.LM_STUDIO: "LM Studio",
     ServerKind.KOBOLDCPP: "KoboldCpp",
     ServerKind.LOCALAI: "LocalAI",
+    ServerKind.LITELLM: "LiteLLM",
     ServerKind.JAN: "Jan",
     ServerKind.APPLE_FM: "Apple FM bridge",
     ServerKind.OPENAI: "OpenAI-compatible server",
@@ -128,14 +130,21 @@ _NO_KEY: Final = frozenset({401, 403})
 
 
 def further_asks(finding: Finding) -> tuple[Ask, ...]:
-    """Return what else a server of this kind can tell about its models."""
+    """Return what else a server of this kind can tell about its models and its state.
+
+    LiteLLM is not asked for its health, and nor is one that could be it: that runs a request on each of its models.
+    """
     match finding.kind:
         case ServerKind.OLLAMA:
             return tuple(_show(model.name) for model in finding.models[:MAX_SHOWN])
         case ServerKind.KOBOLDCPP:
             return (KOBOLD_CONTEXT,)
-        case _:
+        case ServerKind.LITELLM:
             return ()
+        case ServerKind.OPENAI if finding.models:
+            return ()
+        case _:
+            return (HEALTH,)
 
 
 def judge(answers: Answers) -> Finding:
@@ -180,6 +189,10 @@ def _what_else(answers: Answers) -> str:
 
 
 # --- which program it is ----------------------------------------------------------------------------------------
+
+
+def _is_litellm(answers: Answers) -> bool:
+    return b"<title>LiteLLM" in body_of(answers, ROOT) and _is_openai(answers)
 
 
 def _is_koboldcpp(answers: Answers) -> bool:
@@ -258,6 +271,7 @@ _MARKS: Final[Mapping[ServerKind, Callable[[Answers], bool]]] = {
     # The first two imitate Ollama and llama.cpp, and the last is what all of them imitate.
     ServerKind.KOBOLDCPP: _is_koboldcpp,
     ServerKind.LOCALAI: _is_localai,
+    ServerKind.LITELLM: _is_litellm,
     ServerKind.LLAMA_CPP: _is_llama_cpp,
     ServerKind.OLLAMA: _is_ollama,
     ServerKind.LM_STUDIO: _is_lm_studio,

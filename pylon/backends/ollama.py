@@ -11,6 +11,8 @@ context ends as `length`. Old servers do not know these two; what guards there i
 it what the server says of the loaded model, and nothing as long as none is loaded. What the model was made for
 only ever lowers it: Ollama does not load that much by itself.
 
+**Thinking is not the answer**, as with the `openai` backend: it is delivered only where nothing else comes.
+
 **No model is fetched because a customer asks.** Only `check` finds that a model which the operator sells is absent,
 and only with `pull` set is it fetched, in the background of `running`.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, cast
 
 import anyio
@@ -28,6 +31,8 @@ import httpx
 from pylon.backends import ollama_wire as wire
 from pylon.backends.faults import NoAnswer, connection_faults
 from pylon.backends.ollama_client import AsyncClient, ResponseError, make_client
+from pylon.backends.thoughts import Thoughts
+from pylon.backends.trust import CaFault, context_for
 from pylon.jobs.ports import (
     BackendError,
     BackendHealth,
@@ -59,7 +64,8 @@ class OllamaConfig:
     `models` are the names that the operator sells; with `pull` those that are absent are fetched. `keep_alive_s` is
     how long a model stays loaded after a request: None for the server's own rule, -1 for ever. `context_tokens` is
     what one request may use, 0 for the server's own. `first_token_timeout_s` covers the server's queue, the loading
-    of the model and the reading of the prompt, `stall_timeout_s` the time between two pieces of output.
+    of the model and the reading of the prompt, `stall_timeout_s` the time between two pieces of output. With
+    `ca_file` (PEM) an https server must show a certificate of an authority in that file.
     """
 
     name: str
@@ -68,6 +74,7 @@ class OllamaConfig:
     pull: bool = False
     keep_alive_s: int | None = None
     context_tokens: int = 0
+    ca_file: Path | None = None
     connect_timeout_s: float = 5.0
     first_token_timeout_s: float = 120.0
     stall_timeout_s: float = 60.0
@@ -90,6 +97,7 @@ class OllamaBackend:
         self._is_here = wire.is_here(self._root)
         self._state = BackendState(config.name, "ollama", BackendHealth.UNKNOWN)
         self._client: AsyncClient | None = None
+        self._closed_for = "is not running"
         self._absent: tuple[str, ...] = ()
         self._trained: dict[str, tuple[str | None, int | None]] = {}
         self._absence_seen = anyio.Event()
@@ -107,8 +115,14 @@ class OllamaBackend:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Hold the client, and fetch what is absent where the operator wants that; the server need not be up."""
+        try:
+            tls = context_for(self._root, self._config.ca_file)
+        except CaFault as fault:
+            self._closed_for = f"cannot be asked: {fault}"
+            yield
+            return
         async with (
-            make_client(self._root, self._config.connect_timeout_s) as client,
+            make_client(self._root, self._config.connect_timeout_s, tls) as client,
             anyio.create_task_group() as tasks,
         ):
             self._client = client
@@ -305,6 +319,7 @@ class OllamaBackend:
     ) -> AsyncGenerator[Chunk, None]:
         late, patience_s = "did not start to answer", self._config.first_token_timeout_s
         output_bytes = 0
+        thoughts = Thoughts(self._config.max_output_bytes)
         async with _closing(parts):
             while True:
                 # Only waiting uses up patience: a consumer that is slow to ask again does not.
@@ -314,6 +329,7 @@ class OllamaBackend:
                     if answer is None:
                         raise BackendUnavailable(f"{self.name} ended its answer before it was finished")
                     part = wire.read_part(answer, request, self.name)
+                    thoughts.add(part.thinking)
                 patience_s -= anyio.current_time() - waits_since
                 if part.text or part.thinking:
                     late, patience_s = "stopped sending", self._config.stall_timeout_s
@@ -325,7 +341,9 @@ class OllamaBackend:
                         )
                     yield Delta(part.text)
                 if part.done:
-                    yield wire.finished(part, request, output_bytes)
+                    if thoughts.text and not output_bytes:
+                        yield Delta(thoughts.text)
+                    yield wire.finished(part, request, output_bytes + thoughts.size_bytes)
                     return
 
     def _forget(self, model: str) -> None:
@@ -335,7 +353,7 @@ class OllamaBackend:
 
     def _open(self) -> AsyncClient:
         if self._client is None:
-            raise BackendUnavailable(f"{self.name} is not running")
+            raise BackendUnavailable(f"{self.name} {self._closed_for}")
         return self._client
 
     @contextmanager

@@ -51,10 +51,12 @@ with _bare_environment():
 __all__ = ["AsyncClient", "GuardedTransport", "ResponseError", "make_client"]
 
 
-def make_client(url: str, connect_timeout_s: float) -> AsyncClient:
-    """Return a client of the server at `url`. Each request has a connection of its own, so none is ever stale."""
+def make_client(url: str, connect_timeout_s: float, tls: ssl.SSLContext | bool) -> AsyncClient:
+    """Return a client of the server at `url`, verified by `tls`. Each request has a connection of its own, so none
+    is ever stale.
+    """
     transport = httpx.AsyncHTTPTransport(
-        verify=ssl.create_default_context() if url.startswith("https") else False,
+        verify=tls,
         trust_env=False,
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
     )

@@ -38,11 +38,11 @@ _PASSING: Final = frozenset({408, 409, 421, 425, 429})  # statuses below 500 tha
 
 @dataclass(frozen=True, slots=True)
 class ChatPart:
-    """One line of an answer; `size_bytes` is its text's. `thinking` is progress but not output."""
+    """One line of an answer; `size_bytes` is its text's. `thinking` is progress, not output unless none comes."""
 
     text: str = ""
     size_bytes: int = 0
-    thinking: bool = False
+    thinking: str = ""
     done: bool = False
     reason: FinishReason = FinishReason.STOP
     prompt_tokens: int | None = None
@@ -119,7 +119,7 @@ def read_part(part: ChatResponse, request: GenerationRequest, server: str) -> Ch
     return ChatPart(
         text=text,
         size_bytes=len(text.encode()),
-        thinking=bool(part.message.thinking),
+        thinking=part.message.thinking or "",
         done=bool(part.done),
         reason=reason,
         prompt_tokens=part.prompt_eval_count if is_count(part.prompt_eval_count) else None,

@@ -1,26 +1,30 @@
 """Backend `openai`: any server that speaks the OpenAI chat API (llama.cpp, vLLM, Ollama, LM Studio and more).
 
-What is asked and answered is in `openai_wire`; here are the connections, the time limits and the retry. Nothing
-a server answers raises anything but a `BackendError`. Proxies and `.netrc` of the environment are not used: a
-prompt, or a key, goes to the configured server and nowhere else.
+What is asked and answered is in `openai_wire`, the connections are in `openai_link`; here are the time limits, the
+retry and the models. Nothing a server answers raises anything but a `BackendError`.
+
+**Reasoning is not the answer.** What a server sends apart as reasoning counts as output, as the server counts it,
+and is not delivered, unless nothing else comes before the answer ends: then it is what the tokens were spent on.
 """
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
-from http.cookiejar import DefaultCookiePolicy
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Final
 
 import anyio
 import httpx
 
 from pylon.backends import openai_wire as wire
-from pylon.backends.faults import NoAnswer, connection_faults
-from pylon.backends.sse import BadStream, event_data, read_bounded
+from pylon.backends.faults import NoAnswer
+from pylon.backends.openai_link import Loading, OpenAIConfig, OpenAILink
+from pylon.backends.sse import event_data
+from pylon.backends.thoughts import Thoughts
 from pylon.jobs.ports import (
+    BackendBusy,
     BackendError,
     BackendHealth,
     BackendState,
@@ -34,8 +38,12 @@ from pylon.jobs.ports import (
 )
 from pylon.text import printable
 
+__all__ = ["OpenAIBackend", "OpenAIConfig"]
+
 MODELS_FRESH_S: Final = 10.0
 """How long the list of models is believed before a generation asks again."""
+MAX_QUIET_S: Final = 300.0
+"""The longest that a server is left unasked because it wants so."""
 USAGE_GRACE_S: Final = 5.0
 """How long a finished generation waits for the token counts that should follow."""
 UNLOAD_S: Final = 15.0
@@ -43,49 +51,18 @@ UNLOAD_S: Final = 15.0
 _GONE_EVERY_S: Final = 0.2
 _CLOSE_S: Final = 2.0
 _LAST_BYTES_S: Final = 0.1
-_KEEPALIVE_S: Final = 3.0  # llama.cpp drops an idle connection after 5
-_MAX_MODELS_BYTES: Final = 4 << 20
-_MAX_ERROR_BYTES: Final = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class OpenAIConfig:
-    """How to reach one server. `url` may end with `/v1` or not. Raises `ValueError` with one sentence.
-
-    `first_token_timeout_s` covers the server's own queue and the reading of the prompt, `stall_timeout_s` the
-    time between two pieces of output; keep-alive lines count for neither. `models` are the names that are sold.
-    """
-
-    name: str
-    url: str
-    api_key: str | None = field(default=None, repr=False)
-    connect_timeout_s: float = 5.0
-    first_token_timeout_s: float = 120.0
-    stall_timeout_s: float = 60.0
-    check_timeout_s: float = 5.0
-    max_output_bytes: int = 4 << 20
-    models: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        try:
-            _ = httpx.URL(wire.normalise_url(self.url)).host  # decoding an internationalised name may fail
-        except (httpx.InvalidURL, UnicodeError) as error:
-            raise ValueError(f"the backend's url cannot be used: {printable(error)}") from None
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise ValueError("the backend's api_key holds characters that no HTTP header can carry")
 
 
 class OpenAIBackend:
     """One OpenAI-compatible server."""
 
-    def __init__(self, config: OpenAIConfig) -> None:
+    def __init__(self, config: OpenAIConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._config = config
-        self._server = wire.Server(config.name, config.api_key)
-        self._root = wire.normalise_url(config.url)
+        self._link = OpenAILink(config, clock)
         self._state = BackendState(config.name, "openai", BackendHealth.UNKNOWN, keeps_memory=True)
-        self._connections: _Connections | None = None
         self._listing = anyio.Lock()
         self._listed_at: float | None = None
+        self._quiet_until = 0.0
 
     @property
     def name(self) -> str:
@@ -99,17 +76,17 @@ class OpenAIBackend:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Hold the connections; the server need not be up."""
-        async with _connections(self._config) as connections:
-            self._connections = connections
-            try:
-                yield
-            finally:
-                self._connections = None
+        async with self._link.open():
+            yield
 
     async def check(self) -> BackendState:
-        """Ask for health and models; never raises, a fault becomes the state."""
+        """Ask for health and models; never raises, a fault becomes the state. One that wants quiet is not asked."""
+        if anyio.current_time() < self._quiet_until:
+            return self._state
         try:
             await self._list_models()
+        except BackendBusy as busy:
+            self._rest(busy)
         except BackendError as error:
             self._note(error)
         return self._state
@@ -119,10 +96,10 @@ class OpenAIBackend:
 
         Never raises.
         """
-        with suppress(BackendError), self._faults("did not answer in time"), anyio.fail_after(UNLOAD_S):
+        with suppress(BackendError), self._link.faults("did not answer in time"), anyio.fail_after(UNLOAD_S):
             await self._list_models()
             for model in self._loaded_sold():
-                await self._drop(model)
+                await self._link.drop(model)
             while self._loaded_sold():
                 await anyio.sleep(_GONE_EVERY_S)
                 await self._list_models()
@@ -130,13 +107,13 @@ class OpenAIBackend:
     def _loaded_sold(self) -> list[str]:
         return [each.name for each in self._state.models if each.loaded and each.name in self._config.models]
 
-    async def _drop(self, model: str) -> None:
-        status, body = await self._ask("POST", "/models/unload", {"model": model})
-        if status != 200:
-            raise wire.parse_error(status, body, self._server)
+    def _rest(self, busy: BackendBusy) -> None:
+        """Note that the server wants quiet: it is as well as before, and no check asks it until that is over."""
+        self._quiet_until = anyio.current_time() + min(busy.retry_after_s, MAX_QUIET_S)
+        self._state = replace(self._state, detail=str(busy))
 
     def _note(self, error: BackendError) -> None:
-        health = BackendHealth.LOADING if isinstance(error, _Loading) else BackendHealth.DOWN
+        health = BackendHealth.LOADING if isinstance(error, Loading) else BackendHealth.DOWN
         self._state = replace(self._state, health=health, detail=str(error))
         self._listed_at = None  # whoever answers next may be another server
 
@@ -147,7 +124,10 @@ class OpenAIBackend:
         try:
             await self._require_model(request.model)
             response = await self._post(request.model, body, self._config.first_token_timeout_s)
-        except (NoAnswer, _Loading) as error:
+        except BackendBusy as busy:
+            self._rest(busy)
+            raise
+        except (NoAnswer, Loading) as error:
             self._note(error)
             raise
         patience_s = self._config.first_token_timeout_s - (anyio.current_time() - started_at)
@@ -168,6 +148,7 @@ class OpenAIBackend:
         reason: FinishReason | None = None
         usage: wire.Usage | None = None
         output_bytes = 0
+        thoughts = Thoughts(self._config.max_output_bytes)
         async with aclosing(event_data(response)) as events:
             while True:
                 # Only waiting uses up patience: a consumer that is slow to ask again does not.
@@ -184,6 +165,7 @@ class OpenAIBackend:
                 usage = chunk.usage or usage
                 if chunk.text or chunk.thinking:
                     patience_s = self._config.stall_timeout_s
+                    thoughts.add(chunk.thinking)
                 if chunk.finish and reason is None:
                     reason = chunk.finish
                     patience_s = min(USAGE_GRACE_S, self._config.stall_timeout_s)
@@ -197,17 +179,19 @@ class OpenAIBackend:
             await self._let_end(events)
         if reason is None:
             raise BackendUnavailable(f"{self.name} ended its answer before it was finished")
-        yield _finished(reason, usage, request, output_bytes)
+        if thoughts.text and not output_bytes:
+            yield Delta(thoughts.text)
+        yield _finished(reason, usage, request, output_bytes + thoughts.size_bytes)
 
     async def _next(self, events: AsyncGenerator[str, None], patience_s: float) -> wire.ChatChunk | None:
         """Return the next chunk, None at the end of the stream."""
-        with self._faults("stopped sending", "broke off its answer"), anyio.fail_after(patience_s):
+        with self._link.faults("stopped sending", "broke off its answer"), anyio.fail_after(patience_s):
             data = await anext(events, None)
-        return None if data is None or data.strip() == "[DONE]" else wire.parse_chunk(data, self._server)
+        return None if data is None or data.strip() == "[DONE]" else wire.parse_chunk(data, self._link.server)
 
     async def _let_end(self, events: AsyncGenerator[str, None]) -> None:
         """Read the end of the HTTP answer, which follows the last event at once, so that the connection is kept."""
-        with suppress(BackendUnavailable), self._faults("went on"), anyio.move_on_after(_LAST_BYTES_S):
+        with suppress(BackendUnavailable), self._link.faults("went on"), anyio.move_on_after(_LAST_BYTES_S):
             await anext(events, None)
 
     async def _post(self, model: str, body: bytes, patience_s: float) -> httpx.Response:
@@ -216,25 +200,20 @@ class OpenAIBackend:
         About one in a hundred requests over a connection that already carried a stream fails (measured with
         llama.cpp's server). As long as no answer has begun it is sent once more, over a fresh connection.
         """
-        connections = self._open()
-        with self._faults("did not start to answer"), anyio.fail_after(patience_s):
+        link = self._link
+        with self._link.faults("did not start to answer"), anyio.fail_after(patience_s):
             try:
-                response = await self._send(connections.kept, body)
+                response = await link.send(body)
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
                 self._listed_at = None  # it was perhaps restarted, with another model
                 await self._require_model(model)
-                response = await self._send(connections.fresh, body)
+                response = await link.send(body, fresh=True)
             if response.status_code == 200:
                 return response
             try:
-                raise wire.parse_error(response.status_code, await _excerpt(response), self._server)
+                raise await link.error_of(response)
             finally:
                 await response.aclose()
-
-    async def _send(self, client: httpx.AsyncClient, body: bytes) -> httpx.Response:
-        headers = {"Accept": "text/event-stream", "Content-Type": "application/json"}
-        request = client.build_request("POST", f"{self._root}/v1/chat/completions", content=body, headers=headers)
-        return await client.send(request, stream=True)
 
     async def _require_model(self, model: str) -> None:
         """Raise `ModelMissing` unless the server lists `model`: llama.cpp's accepts any name and runs its own."""
@@ -249,81 +228,17 @@ class OpenAIBackend:
         return any(model == listed.name for listed in self._state.models)
 
     async def _list_models(self) -> None:
-        """Learn the models. Raises `BackendUnavailable`, `_Loading` when the server says that it is loading."""
-        with self._faults("did not answer in time"), anyio.fail_after(self._config.check_timeout_s):
-            # llama.cpp lists its model while still loading it; /health tells. Elsewhere it may be missing.
-            status, body = await self._ask("GET", "/health")
-            if status == 503:
-                raise _Loading(str(wire.parse_error(status, body, self._server)))
-            status, body = await self._ask("GET", "/v1/models")
-            if status != 200:
-                raise wire.parse_error(status, body, self._server)
-            listed = wire.parse_models(body, self._server)
-            models = listed.models
-            if listed.llama_cpp and any(model.context_tokens is None for model in models):
-                status, body = await self._ask("GET", "/props")
-                context = wire.parse_slot_context(body, self._server) if status == 200 else None
-                models = tuple(replace(model, context_tokens=model.context_tokens or context) for model in models)
+        """Learn the models. Raises `BackendUnavailable`, `Loading` when the server says that it is loading."""
+        with self._link.faults("did not answer in time"), anyio.fail_after(self._config.check_timeout_s):
+            listed = await self._link.list_models()
         self._listed_at = anyio.current_time()
         self._state = replace(
-            self._state, health=BackendHealth.READY, detail="", models=models, keeps_memory=not listed.router
+            self._state,
+            health=BackendHealth.READY,
+            detail="",
+            models=listed.models,
+            keeps_memory=not listed.router,
         )
-
-    async def _ask(self, method: str, path: str, content: object = None) -> tuple[int, bytes]:
-        async with self._open().fresh.stream(method, self._root + path, json=content) as response:
-            if response.status_code != 200:
-                return response.status_code, await _excerpt(response)
-            return 200, await read_bounded(response, _MAX_MODELS_BYTES)
-
-    def _open(self) -> _Connections:
-        if self._connections is None:
-            raise BackendUnavailable(f"{self.name} is not running")
-        return self._connections
-
-    def _faults(self, late: str, broken: str = "cannot be reached") -> AbstractContextManager[None]:
-        return connection_faults(self.name, self._root, late, broken)
-
-
-class _Loading(BackendUnavailable):
-    """The server is up, its model is not."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Connections:
-    kept: httpx.AsyncClient
-    fresh: httpx.AsyncClient  # a new connection for every request
-
-
-@asynccontextmanager
-async def _connections(config: OpenAIConfig) -> AsyncIterator[_Connections]:
-    # Reading the certificate store takes tens of ms, so the two clients share one and plain http has none.
-    tls = ssl.create_default_context() if config.url.strip().startswith("https") else False
-
-    def client(keepalive: int) -> httpx.AsyncClient:
-        headers = {"Accept-Encoding": "identity"}
-        if config.api_key:
-            headers["Authorization"] = f"Bearer {config.api_key}"
-        made = httpx.AsyncClient(
-            headers=headers,
-            verify=tls,
-            trust_env=False,
-            follow_redirects=False,
-            timeout=httpx.Timeout(None, connect=config.connect_timeout_s),
-            limits=httpx.Limits(max_keepalive_connections=keepalive, keepalive_expiry=_KEEPALIVE_S),
-        )
-        made.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        return made
-
-    async with client(16) as kept, client(0) as fresh:
-        yield _Connections(kept, fresh)
-
-
-async def _excerpt(response: httpx.Response) -> bytes:
-    """Return the body of an error answer, nothing when it is too long or cannot be read."""
-    try:
-        return await read_bounded(response, _MAX_ERROR_BYTES)
-    except (BadStream, httpx.HTTPError):
-        return b""
 
 
 def _finished(

@@ -6,7 +6,11 @@ by `Server.quote`: printable, shortened, and without our API key.
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
 
@@ -32,6 +36,10 @@ _MIN_SECRET: Final = 8  # shorter ones are the dummies ("none", "x") that keyles
 
 _OVERLONG: Final = frozenset({"exceed_context_size_error", "context_length_exceeded"})
 _NO_MODEL: Final = frozenset({"model_not_found", "model_not_found_error"})
+_NOT_THERE: Final = re.compile(
+    r"^model .{1,300} not found$|invalid model name", re.IGNORECASE
+)  # llama.cpp, LiteLLM
+_NOT_LOADED: Final = "model is not loaded"  # llama.cpp's router, when it may not load by itself
 _PASSING: Final = frozenset({408, 409, 421, 425, 429})  # statuses below 500 that another attempt may not meet
 
 
@@ -60,10 +68,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ChatChunk:
-    """One event of a stream. `thinking` tells that it carried reasoning, which is progress but not output."""
+    """One event of a stream. `thinking` is reasoning: progress, but not output as long as any output comes."""
 
     text: str = ""
-    thinking: bool = False
+    thinking: str = ""
     finish: FinishReason | None = None
     usage: Usage | None = None
 
@@ -95,6 +103,38 @@ def normalise_url(url: str) -> str:
         raise ValueError("the backend's url must end with its path, without ? or #")
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def api_bases(url: str) -> tuple[str, ...]:
+    """Return where the API may lie, the likeliest first: a URL that ends with `/v1` says it, any other may either
+    lack that or lead to an API without it. Raises `ValueError` as `normalise_url` does.
+    """
+    root = normalise_url(url)
+    told = urlsplit(url.strip()).path.rstrip("/").endswith("/v1")
+    return (f"{root}/v1",) if told else (f"{root}/v1", root)
+
+
+def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Return after how many seconds a server wants to be asked again, None when it does not say.
+
+    The header holds seconds or an HTTP date, which is taken by the server's own clock (`Date`) where it tells it,
+    else by `now` in unix seconds. `headers` must not mind the case of letters.
+    """
+    said = headers.get("retry-after", "").strip()
+    if said.isascii() and said.replace(".", "", 1).isdigit():
+        return float(said) if math.isfinite(float(said)) else None
+    at = _unix_time(said)
+    if at is None:
+        return None
+    sent_at = _unix_time(headers.get("date", ""))
+    return max(0.0, at - (now if sent_at is None else sent_at))
+
+
+def _unix_time(http_date: str) -> float | None:
+    try:
+        return parsedate_to_datetime(http_date).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def chat_body(request: GenerationRequest) -> bytes:
@@ -137,11 +177,12 @@ def parse_chunk(data: str, server: Server) -> ChatChunk:
     if not isinstance(delta, dict):
         raise _nonsense(server, data)
     text = delta.get("content") or ""
+    thinking = delta.get("reasoning_content") or delta.get("reasoning") or ""
     if not isinstance(text, str):
         raise _nonsense(server, data)
     return ChatChunk(
         text=text,
-        thinking=bool(delta.get("reasoning_content") or delta.get("reasoning")),
+        thinking=thinking if isinstance(thinking, str) else "",
         finish=_parse_finish(choice.get("finish_reason"), server),
         usage=usage,
     )
@@ -260,9 +301,15 @@ def error_of(status: int, value: object, raw: str, server: Server) -> BackendErr
     said = server.quote(message) if isinstance(message, str) and message else raw
     if words & _OVERLONG:
         return BackendRefused(_overlong(fields, said, server))
-    if words & _NO_MODEL or (status == 404 and "model" in said.lower()):
+    if (
+        words & _NO_MODEL
+        or (status == 404 and "model" in said.lower())
+        or (status == 400 and _NOT_THERE.search(said))
+    ):
         return ModelMissing(f"{server.name} does not have the model: {said}")
     sentence = f"{server.name} answered {status}: {said or 'nothing more'}"
+    if said == _NOT_LOADED:
+        return BackendUnavailable(f"{sentence}; load it there, or let the router do so (models_autoload)")
     if 400 <= status < 500 and status not in _PASSING:
         return BackendRefused(sentence)
     return BackendUnavailable(sentence)

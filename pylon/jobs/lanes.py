@@ -31,6 +31,8 @@ class RunnerConfig:
     health_interval_down_s: float = 1.0
     announce_after_s: float = 0.2
     running_per_customer: int | None = None
+    longest_wait_s: float = 60.0  # how long one attempt may wait in all because backends want to be asked later
+    longest_rest_s: float = 300.0  # how long a backend is left alone because it wants that
     circuit: CircuitRule = field(default_factory=CircuitRule)
     relay_hint: str = ""
 
@@ -187,3 +189,4 @@ class Run:
     started: float
     worker: Worker | None = None
     announced: bool = False
+    waited_s: float = 0.0  # because backends wanted to be asked later

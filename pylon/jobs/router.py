@@ -31,16 +31,19 @@ class Circuit:
     one attempt goes through, and what becomes of it closes the circuit or opens it again.
     """
 
-    __slots__ = ("_failures", "_open_until", "_rule", "_trying")
+    __slots__ = ("_failures", "_open_until", "_rests_until", "_rule", "_trying")
 
     def __init__(self, rule: CircuitRule) -> None:
         self._rule = rule
         self._failures = 0
         self._open_until: float | None = None
+        self._rests_until = 0.0
         self._trying = False
 
     def allows(self, now: float) -> bool:
         """Tell whether an attempt may begin now."""
+        if now < self._rests_until:
+            return False
         return self._open_until is None or (now >= self._open_until and not self._trying)
 
     def open_for_s(self, now: float) -> float:
@@ -62,6 +65,11 @@ class Circuit:
         over = self._failures - self._rule.failures
         if over >= 0:
             self._open_until = now + min(self._rule.max_open_s, self._rule.open_s * 2.0 ** min(over, 30))
+
+    def rests(self, until: float) -> None:
+        """Note that the backend wants quiet until then. That is no failure: jobs may still be promised for it."""
+        self._rests_until = max(self._rests_until, until)
+        self._trying = False
 
     def gave_up(self) -> None:
         """Note an attempt that ended without a verdict on the backend: it was cancelled."""

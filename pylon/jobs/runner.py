@@ -25,6 +25,7 @@ from pylon.jobs.output import OutputWriter
 from pylon.jobs.policy import OutputBudget
 from pylon.jobs.ports import (
     Backend,
+    BackendBusy,
     BackendError,
     BackendHealth,
     BackendRefused,
@@ -62,6 +63,7 @@ class Runner:
         self._engine = engine
         self._backends = backends
         self._config = config
+        self._clock = clock
         self._monotonic = monotonic
         self._writer = OutputWriter(engine, key, publisher, config, clock, monotonic)
         self._circuits = {name: Circuit(config.circuit) for name in backends}
@@ -340,6 +342,12 @@ class Runner:
                         place = other
                         continue
                     return
+                if isinstance(error, BackendBusy) and self._may_wait(run, error):
+                    log.info("attempt waits", job=job.id, backend=place.name, seconds=error.retry_after_s)
+                    run.waited_s += error.retry_after_s
+                    await anyio.sleep(error.retry_after_s)
+                    failed.clear()
+                    continue
                 log.warning("attempt failed", job=job.id, attempt=job.attempts, error=detail)
                 told = _told_to_customer(error)
                 fact = facts.AttemptFailed(job.attempts, told, retryable=error.retryable, detail=detail)
@@ -357,11 +365,20 @@ class Runner:
 
     def _judge(self, place: Place, error: BackendError) -> None:
         """Tell the circuit what an error says of the backend: its own failure is only one that may pass."""
+        if isinstance(error, BackendBusy):
+            rest_s = min(error.retry_after_s, self._config.longest_rest_s)
+            place.circuit.rests(self._monotonic() + rest_s)
+            return
         if isinstance(error, BackendUnavailable):
             place.circuit.failed(self._monotonic())
         else:
             place.circuit.succeeded()
         self._check_now[place.name].set()
+
+    def _may_wait(self, run: Run, busy: BackendBusy) -> bool:
+        """Tell whether an attempt should wait for its backend: not for long, and not past the job's deadline."""
+        ends_at = self._clock() + busy.retry_after_s
+        return run.waited_s + busy.retry_after_s <= self._config.longest_wait_s and ends_at < run.job.deadline_at
 
     def _other(self, lane: Lane, error: BackendError, failed: set[str]) -> Place | None:
         """Return where an attempt without output may go on: a request that is refused is refused everywhere."""

@@ -102,6 +102,13 @@ class _Generating(BackendSettings):
     )
 
 
+_CA_FILE = Field(
+    default=None,
+    description="Authorities in PEM form that an https server's certificate must come from; unset: the system's.",
+    json_schema_extra={"allowed": "an absolute path", "example": "/etc/pylon/ca.pem"},
+)
+
+
 class OpenAIBackendSettings(_Generating):
     """Any server with OpenAI's chat completions: llama.cpp, Ollama, vLLM, LM Studio, or a hosted one."""
 
@@ -114,6 +121,7 @@ class OpenAIBackendSettings(_Generating):
     connect_timeout_s: Number = Field(
         default=5.0, ge=0.1, le=120, description="How long a connection may take to open."
     )
+    ca_file: FilePath | None = _CA_FILE
 
 
 class OllamaBackendSettings(_Generating):
@@ -144,6 +152,7 @@ class OllamaBackendSettings(_Generating):
     connect_timeout_s: Number = Field(
         default=5.0, ge=0.1, le=120, description="How long a connection may take to open."
     )
+    ca_file: FilePath | None = _CA_FILE
 
     def harmless(self) -> Self:
         """Return these settings for a trial: nothing is downloaded for one."""

@@ -23,6 +23,7 @@ from pylon.backends import llama_child
 from pylon.backends.detect import KNOWN_PLACES, PLACE_TIMEOUT_S, Place, detect, ollama_url, places_to_ask
 from pylon.backends.marks import DetectedModel, Finding, Readiness, ServerKind
 from tests.support import model_servers as servers
+from tests.support.authority import make_authority
 from tests.support.model import model_path
 from tests.support.model_servers import BY_KIND, model_server
 from tests.support.openai_server import Handler, answer, hang, raw, scripted_server
@@ -70,6 +71,19 @@ async def test_llama_cpp_by_its_header() -> None:
     async with model_server(servers.OPENAI, servers.LLAMA_HEADER) as server:
         (finding,) = await look(server.url)
     assert finding.kind is ServerKind.LLAMA_CPP
+
+
+async def test_a_private_authority_is_trusted_where_it_is_named(tmp_path: Path) -> None:
+    authority = make_authority(tmp_path)
+    async with model_server(servers.VLLM, tls=authority.server) as server:
+        knows, other = (
+            Place(server.url, "", name, ca_file=file) for name, file in (("a", authority.ca_file), ("b", None))
+        )
+        broken = Place(server.url, "", "c", ca_file=tmp_path / "absent.pem")
+        found = [each.finding for each in await detect([knows, other, broken])]
+    assert [each.kind for each in found] == [ServerKind.VLLM, None, None]
+    assert "with a certificate that is trusted here" in found[1].detail
+    assert "cannot be read" in found[2].detail
 
 
 async def test_a_key_goes_to_its_own_place_only() -> None:

@@ -27,7 +27,9 @@ from tests.support.model_servers import BY_KIND, Routes, answers_of, listing
 
 
 def found(routes: Routes, **headers: str) -> Finding:
-    return judge(answers_of(routes, FIRST_ASKS, headers))
+    """Return what comes of asking a server everything that it would be asked."""
+    answers = answers_of(routes, FIRST_ASKS, headers)
+    return judge(answers | answers_of(routes, further_asks(judge(answers)), headers))
 
 
 @pytest.mark.parametrize("kind", ServerKind)
@@ -76,6 +78,14 @@ def test_ollama_is_asked_for_more_of_each_model() -> None:
         DetectedModel("qwen3:8b", 5225388164, "Q4_K_M", 40960, ("completion", "tools", "thinking")),
         DetectedModel("nomic-embed-text:latest", 274302450, "F16", 2048, ("embedding",)),
     )
+
+
+def test_only_who_needs_it_is_asked_for_its_health() -> None:
+    # LiteLLM's /health runs a request on each of its models.
+    assert HEALTH not in FIRST_ASKS
+    asked = {kind for kind in ServerKind if HEALTH in further_asks(judge(answers_of(BY_KIND[kind], FIRST_ASKS)))}
+    assert {ServerKind.LLAMA_CPP, ServerKind.VLLM, ServerKind.APPLE_FM} <= asked
+    assert not {ServerKind.LITELLM, ServerKind.OPENAI, ServerKind.OLLAMA} & asked
 
 
 def test_koboldcpp_is_asked_for_its_context() -> None:
@@ -161,6 +171,8 @@ def test_a_server_that_wants_a_key_is_locked() -> None:
     described = {"info": {"title": "FastAPI"}, "paths": {"/v1/models": {}, "/v1/chat/completions": {}}}
     vllm = found({**servers.VLLM, "/v1/models": denied, "/openapi.json": (200, described)})
     assert (vllm.kind, vllm.readiness) == (ServerKind.OPENAI, Readiness.LOCKED)
+    page = servers.LITELLM["/"]
+    assert found({"/": page}).kind is None, "a page alone lists no models"
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from pylon.jobs.ports import (
     ModelInfo,
     ModelMissing,
 )
+from tests.support.authority import make_authority
 from tests.support.model import model_path
 from tests.support.ollama_stand_in import (
     LOADED_BYTES,
@@ -198,6 +199,13 @@ async def test_thinking_is_not_output() -> None:
         _,
     ):
         assert await collect(backend) == [Delta("a"), Finished(FinishReason.STOP, 1, 5)]
+
+
+@pytest.mark.parametrize("reason", ["stop", "length"])
+async def test_thinking_is_delivered_when_nothing_else_comes(reason: str) -> None:
+    chat = lines(said("", thinking="hm, "), said("", thinking="so"), done(1, 5, reason))
+    async with serving(chat) as (backend, _):
+        assert await collect(backend) == [Delta("hm, so"), Finished(FinishReason(reason), 1, 5)]
 
 
 async def test_every_character_comes_through_however_it_is_split() -> None:
@@ -692,6 +700,25 @@ async def test_the_environment_sends_it_nowhere_else(monkeypatch: pytest.MonkeyP
         await collect(backend)
         for wire in server.asked:
             assert not {"authorization", "cookie"} & wire.headers.keys()
+
+
+async def test_a_private_authority_is_trusted_where_it_is_named(tmp_path: Path) -> None:
+    authority = make_authority(tmp_path)
+    async with ollama_stand_in(GOOD, tls=authority.server) as server:
+        for ca_file, health in ((authority.ca_file, BackendHealth.READY), (None, BackendHealth.DOWN)):
+            backend = OllamaBackend(OllamaConfig("box", server.url, models=("m",), ca_file=ca_file))
+            async with backend.running():
+                assert (await backend.check()).health is health
+                if ca_file is not None:
+                    assert text_of(await collect(backend)) == "ab"
+
+
+async def test_an_authority_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> None:
+    backend = OllamaBackend(OllamaConfig("box", "https://127.0.0.1:1", ca_file=tmp_path / "ca.pem"))
+    async with backend.running():
+        state = await backend.check()
+    assert state.health is BackendHealth.DOWN
+    assert state.detail.startswith(f"box cannot be asked: ca_file {tmp_path / 'ca.pem'} cannot be read")
 
 
 def test_an_environment_that_its_client_cannot_use_does_not_stop_us() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pylon.backends import openai as openai_module
 from pylon.backends.openai import OpenAIBackend, OpenAIConfig
 from pylon.jobs.ports import (
+    BackendBusy,
     BackendError,
     BackendHealth,
     BackendRefused,
@@ -28,6 +30,7 @@ from pylon.jobs.ports import (
     Message,
     ModelMissing,
 )
+from tests.support.authority import make_authority
 from tests.support.openai_server import (
     DONE,
     STREAM_HEAD,
@@ -179,6 +182,46 @@ async def test_sends_only_the_parameters_given() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("path", "api"),
+    [
+        ("", "/v1"),
+        ("/api", "/api/v1"),
+        ("/api", "/api"),
+        ("/openai/v1", "/openai/v1"),
+        ("/v1beta/openai", "/v1beta/openai"),
+    ],
+)
+async def test_the_api_is_found_under_a_base_path_and_with_or_without_v1(path: str, api: str) -> None:
+    async with scripted_server() as server:
+        nothing = answer(404, b"<html>no such page</html>")
+        tried = (f"{path}/v1", path)
+        server.routes = {f"{base}/{each}": nothing for base in tried for each in ("models", "chat/completions")}
+        server.routes[f"{api}/models"] = answer(200, {"data": [{"id": "m"}]})
+        server.routes[f"{api}/chat/completions"] = GOOD
+        backend = OpenAIBackend(OpenAIConfig("box", server.url + path))
+        async with backend.running():
+            assert text_of(await collect(backend)) == "ab"
+            server.asked.clear()
+            assert (await backend.check()).health is BackendHealth.READY
+            assert [wire.path for wire in server.asked] == [f"{api}/models"], "what was found is remembered"
+
+
+async def test_a_url_that_names_v1_is_taken_at_its_word() -> None:
+    async with scripted_server() as server:
+        server.routes = {"/v1/models": answer(404, b"no"), "/models": answer(200, {"data": [{"id": "m"}]})}
+        backend = OpenAIBackend(OpenAIConfig("box", f"{server.url}/v1"))
+        async with backend.running():
+            assert (await backend.check()).health is BackendHealth.DOWN
+
+
+async def test_a_server_that_wants_a_key_is_not_asked_elsewhere() -> None:
+    async with serving() as (backend, server):
+        server.routes["/v1/models"] = answer(401, b"no")
+        assert "does not accept our API key" in (await backend.check()).detail
+        assert [wire.path for wire in server.asked] == ["/v1/models"]
+
+
 async def test_comments_crlf_and_split_characters_are_read() -> None:
     euro = piece("€uro").replace(b"\n", b"\r\n")
     cut = euro.index("€".encode()) + 1
@@ -192,10 +235,31 @@ async def test_length_is_told_from_stop() -> None:
         assert (await collect(backend))[-1] == Finished(FinishReason.LENGTH, 1, 1)
 
 
-async def test_reasoning_is_not_output() -> None:
-    thought = event({"choices": [{"index": 0, "delta": {"content": None, "reasoning_content": "hm"}}]})
-    async with serving(stream(thought, piece("a", "stop"), usage(1, 2), DONE)) as (backend, _):
-        assert text_of(await collect(backend)) == "a"
+def thought(text: str, name: str = "reasoning_content") -> bytes:
+    return event({"choices": [{"index": 0, "delta": {"content": None, name: text}}]})
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+async def test_reasoning_is_counted_and_not_delivered_beside_an_answer(name: str) -> None:
+    async with serving(stream(thought("hm", name), piece("a", "stop"), usage(1, 9), DONE)) as (backend, _):
+        assert await collect(backend) == [Delta("a"), Finished(FinishReason.STOP, 1, 9)]
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+async def test_reasoning_is_delivered_when_nothing_else_comes(finish: str) -> None:
+    chat = stream(thought("hm, "), thought("so"), piece(None, finish), usage(1, 16), DONE)
+    async with serving(chat) as (backend, _):
+        assert await collect(backend) == [Delta("hm, so"), Finished(FinishReason(finish), 1, 16)]
+
+
+async def test_reasoning_is_in_an_estimate_and_is_bounded() -> None:
+    thoughts = [thought("x" * 100)] * 20
+    async with serving(stream(*thoughts, piece(None, "stop")), max_output_bytes=1000) as (backend, _):
+        ask = GenerationRequest("m", ASK.messages, max_tokens=10_000)
+        assert await collect(backend, ask) == [
+            Delta("x" * 1000),
+            Finished(FinishReason.STOP, 2, 500, estimated=True),
+        ]
 
 
 # --- counts and ends --------------------------------------------------------------------------------------------
@@ -395,14 +459,55 @@ async def test_check_reads_the_context_of_a_slot_from_llama_cpp() -> None:
     assert [(model.name, model.context_tokens) for model in state.models] == [("m", 2048)]
 
 
+async def test_nobody_but_llama_cpp_is_asked_for_its_health() -> None:
+    # LiteLLM's /health runs a request on every model it has.
+    async with serving() as (backend, server):
+        await backend.check()
+        assert [wire.path for wire in server.asked] == ["/v1/models"]
+
+
+async def test_a_router_tells_which_models_are_loaded() -> None:
+    async with serving() as (backend, server):
+        data = [
+            {"id": "a", "owned_by": "llamacpp", "status": {"value": "loaded"}},
+            {"id": "b", "owned_by": "llamacpp", "status": {"value": "unloaded", "failed": True}},
+            {"id": "c", "owned_by": "llamacpp", "status": 3},
+        ]
+        server.routes["/v1/models"] = answer(200, {"data": data})
+        server.routes["/props"] = answer(200, {"role": "router", "default_generation_settings": {"n_ctx": 0}})
+        models = (await backend.check()).models
+    assert [(model.name, model.loaded, model.context_tokens) for model in models] == [
+        ("a", True, None),
+        ("b", False, None),
+        ("c", None, None),
+    ]
+
+
+async def test_the_context_of_a_model_that_a_router_unloaded_is_remembered() -> None:
+    async with serving() as (backend, server):
+        entry: dict[str, Any] = {
+            "id": "a",
+            "owned_by": "llamacpp",
+            "status": {"value": "loaded"},
+            "meta": {"n_ctx": 512},
+        }
+        for loaded in (True, False):
+            if not loaded:
+                entry = {**entry, "status": {"value": "unloaded"}, "meta": None}
+            server.routes["/v1/models"] = answer(200, {"data": [entry]})
+            (model,) = (await backend.check()).models
+            assert (model.context_tokens, model.loaded) == (512, loaded)
+
+
 async def test_loading_is_not_down() -> None:
     loading = answer(503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}})
     async with serving(GOOD) as (backend, server):
         server.routes["/health"] = loading
+        server.routes["/v1/models"] = answer(200, {"data": [{"id": "m", "owned_by": "llamacpp"}]})
         assert (await backend.check()).health is BackendHealth.LOADING
         with pytest.raises(BackendUnavailable, match="Loading model"):
             await collect(backend)
-        del server.routes["/health"]
+        server.routes["/health"] = answer(200, {"status": "ok"})
         assert (await backend.check()).health is BackendHealth.READY
         server.chats = [loading]
         with pytest.raises(BackendUnavailable, match="Loading model"):
@@ -436,6 +541,86 @@ async def test_check_never_raises(models: Handler) -> None:
     assert state.detail.isprintable()
 
 
+# --- a server that wants quiet ----------------------------------------------------------------------------------
+
+AT = 1_767_225_600.0  # 2026-01-01 00:00:00
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        (("Retry-After: 7",), 7.0),
+        (("Retry-After: 0.5",), 0.5),
+        (("Retry-After: Thu, 01 Jan 2026 00:00:09 GMT",), 9.0),
+        (("Retry-After: Thu, 01 Jan 2026 00:00:09 GMT", "Date: Thu, 01 Jan 2026 00:00:04 GMT"), 5.0),
+        (("Retry-After: Thu, 01 Jan 2015 00:00:09 GMT",), 0.0),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+async def test_what_a_busy_server_asks_for_is_told(status: int, headers: tuple[str, ...], wait_s: float) -> None:
+    async with scripted_server(answer(status, {"error": {"message": "slow down"}}, *headers)) as server:
+        backend = OpenAIBackend(OpenAIConfig("box", server.url), clock=lambda: AT)
+        async with backend.running():
+            with pytest.raises(BackendBusy, match="slow down; it wants to be asked again in") as caught:
+                await collect(backend)
+            assert caught.value.retry_after_s == wait_s
+            assert backend.state().health is BackendHealth.READY, "that it is busy does not make it down"
+
+
+@pytest.mark.parametrize("said", ["", "soon", "-3", "²", "1.2.3", "Thu, 99 Jan 2026 00:00:09 GMT", "9" * 400])
+async def test_a_retry_after_that_says_nothing_is_none(said: str) -> None:
+    async with serving(answer(429, b"{}", f"Retry-After: {said}")) as (backend, _):
+        with pytest.raises(BackendUnavailable) as caught:
+            await collect(backend)
+        assert not isinstance(caught.value, BackendBusy)
+
+
+async def test_a_server_that_wants_quiet_is_not_checked() -> None:
+    async with serving() as (backend, server):
+        assert (await backend.check()).health is BackendHealth.READY
+        server.routes["/v1/models"] = answer(429, b"{}", "Retry-After: 100")
+        for _ in range(3):
+            state = await backend.check()
+            assert state.health is BackendHealth.READY
+            assert [model.name for model in state.models] == ["m"]
+            assert "asked again in 100 s" in state.detail
+        assert len(server.asked) == 2
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_private_authority_is_trusted_where_it_is_named(tmp_path: Path) -> None:
+    ours, other = make_authority(tmp_path / "ours"), make_authority(tmp_path / "other")
+    async with scripted_server(GOOD, tls=ours.server) as server:
+        for ca_file, well in ((ours.ca_file, True), (other.ca_file, False), (None, False)):
+            backend = OpenAIBackend(OpenAIConfig("box", server.url, api_key=KEY, ca_file=ca_file))
+            async with backend.running():
+                state = await backend.check()
+                assert (state.health is BackendHealth.READY) is well
+                if well:
+                    assert text_of(await collect(backend)) == "ab"
+                else:
+                    assert "certificate" in state.detail
+        assert len(server.posts()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "cannot be read: No such file or directory"), ("no PEM", "holds no certificate in PEM form")],
+)
+async def test_an_authority_that_cannot_be_used_is_one_sentence(
+    tmp_path: Path, content: str | None, said: str
+) -> None:
+    ca_file = tmp_path / "ca.pem"
+    if content is not None:
+        ca_file.write_text(content)
+    backend = OpenAIBackend(OpenAIConfig("box", "https://127.0.0.1:1", ca_file=ca_file))
+    async with backend.running():
+        state = await backend.check()
+    assert (state.health, state.detail) == (BackendHealth.DOWN, f"box cannot be asked: ca_file {ca_file} {said}")
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------
 
 OVERLONG = {
@@ -463,6 +648,13 @@ OVERLONG = {
         (answer(400, {"error": {"message": f"key {KEY}"}}), BackendRefused, r"key \[api_key\]"),
         (answer(404, {"error": {"message": "x", "code": "model_not_found"}}), ModelMissing, "x"),
         (answer(404, {"error": {"message": 'model "m" not found'}}), ModelMissing, "not found"),
+        (answer(400, {"error": {"message": "model 'm' not found", "code": 400}}), ModelMissing, "not found"),
+        (
+            answer(400, {"error": {"message": "Invalid model name passed in model=m. Call"}}),
+            ModelMissing,
+            "Invalid",
+        ),
+        (answer(400, {"error": {"message": "model is not loaded"}}), BackendUnavailable, "load it there"),
         (answer(408, b"late"), BackendUnavailable, "late"),
         (answer(429, {"error": {"message": "slow down"}}), BackendUnavailable, "slow down"),
         (answer(500, {"error": "kaputt"}), BackendUnavailable, "kaputt"),

@@ -292,7 +292,7 @@ async def test_a_server_that_is_away_or_lacks_the_model(home: Path, capsys: pyte
     async with serving(home, SEA) as server:
         assert await pylon("backends", "test", "local", "--model", "lake") == 1
         assert capsys.readouterr().err == "pylon: local does not list the model lake\n"
-        server.routes["/health"] = answer(503, {"error": {"message": "Loading model"}})
+        server.routes["/v1/models"] = answer(503, {"error": {"message": "Loading model"}})
         assert await pylon("backends", "test", "local") == 1
         assert "Loading model" in capsys.readouterr().err
     assert await pylon("backends", "test", "local") == 1

@@ -14,6 +14,7 @@ from pylon.jobs import facts
 from pylon.jobs.catalogue import Route
 from pylon.jobs.lanes import Speed
 from pylon.jobs.ports import (
+    BackendBusy,
     BackendHealth,
     BackendRefused,
     BackendState,
@@ -142,6 +143,16 @@ def test_a_trial_that_is_cancelled_makes_room_for_another() -> None:
     circuit.began()
     circuit.gave_up()
     assert circuit.allows(10.0)
+
+
+def test_a_backend_that_wants_quiet_gets_nothing_and_is_still_promised() -> None:
+    busy = Candidate("a")
+    busy.circuit.rests(10.0)
+    busy.circuit.rests(5.0)
+    assert chosen(busy, now=9.9) is None
+    assert chosen(busy, Candidate("b", token_s=9.0), now=9.9) == "b"
+    assert chosen(busy, now=10.0) == "a"
+    assert can_serve(busy, 0.0)
 
 
 @given(st.lists(st.sampled_from(["began", "succeeded", "failed", "gave_up", "wait"]), max_size=60))
@@ -332,6 +343,68 @@ async def test_a_queued_job_waits_out_an_open_circuit(tmp_path: Path) -> None:
         ticks[0] += 60
         _, job = await delivered(house, request)
         assert job.attempts == 2
+
+
+def busy_once(wait_s: float) -> Callable[[Run], None]:
+    """Want to be asked later, the first time."""
+    answers = iter([lambda run: run.fail(BackendBusy("busy", wait_s))])
+    return lambda run: next(answers, says("local"))(run)
+
+
+async def test_an_attempt_waits_as_long_as_its_only_backend_wants(tmp_path: Path) -> None:
+    world = two(tmp_path, also=())
+    world.backend.answer = busy_once(0.1)
+    world.runner = replace(world.runner, circuit=CircuitRule(failures=1, open_s=60.0))
+    async with open_house(world) as house:
+        content, job = await delivered(house, house.ask())
+        assert (content, job.attempts) == ("from local", 1)
+        first, second = world.backend.runs
+        assert second.began_at - first.began_at >= 0.1
+        assert house.runner.circuit_open_s("local") == 0, "that is no failure"
+
+
+async def test_an_attempt_goes_elsewhere_rather_than_wait(tmp_path: Path) -> None:
+    world = two(tmp_path)
+    world.backend.answer = busy_once(1000.0)
+    async with open_house(world) as house:
+        content, job = await delivered(house, house.ask())
+        assert (content, job.attempts) == ("from spare", 1)
+        content, _ = await delivered(house, house.ask("the next one"))
+        assert content == "from spare"
+        assert len(world.backend.runs) == 1, "it is left alone"
+
+
+@pytest.mark.parametrize(("longest_wait_s", "job_timeout_s"), [(10.0, 600), (1000.0, 45)])
+async def test_an_attempt_does_not_wait_long_nor_past_its_deadline(
+    tmp_path: Path, longest_wait_s: float, job_timeout_s: int
+) -> None:
+    world = two(tmp_path, also=())
+    world.backend.answer = busy_once(50.0)
+    ticks = [0.0]
+    world.monotonic = lambda: ticks[0]
+    world.runner = replace(world.runner, longest_wait_s=longest_wait_s)
+    world.intake = replace(world.intake, job_timeout_s=job_timeout_s)
+    async with open_house(world) as house:
+        request = house.ask()
+        await until(lambda: world.backend.runs)
+        job = await house.reaches(request.id, Work.QUEUED)
+        await house.quiet()
+        assert (job.attempts, len(world.backend.runs)) == (1, 1)
+        ticks[0] += 50
+        _, job = await delivered(house, request)
+        assert job.attempts == 2
+
+
+async def test_a_cancelled_job_waits_no_longer(tmp_path: Path) -> None:
+    world = two(tmp_path, also=())
+    world.backend.answer = busy_once(50.0)
+    async with open_house(world) as house:
+        request = house.ask()
+        await until(lambda: world.backend.runs)
+        house.cancel(request.id)
+        await house.reaches(request.id, Work.CANCELLED)
+        (lane,) = house.runner.lanes.values()
+        await until(lambda: not lane.busy)
 
 
 async def test_the_smallest_context_is_what_is_promised(tmp_path: Path) -> None:

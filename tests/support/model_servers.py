@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -129,6 +130,10 @@ LOCALAI: Routes = {
     "/version": (200, {"version": "v3.7.0 (a1b2c3d4)"}),
     "/v1/models": (200, listing("gemma", "whisper-1")),
 }
+LITELLM: Routes = {
+    "/": (200, b"<!DOCTYPE html><html><head><title>LiteLLM API - Swagger UI</title>"),
+    "/v1/models": (200, listing("sold", created=1677610602, owned_by="openai")),
+}
 JAN: Routes = {
     "/": (200, b"<!DOCTYPE html><title>API Docs</title>"),
     "/openapi.json": (200, {"openapi": "3.0.0", "info": {"title": "Jan API Server Endpoints", "version": "1.0"}}),
@@ -149,6 +154,7 @@ BY_KIND: Mapping[ServerKind, Routes] = {
     ServerKind.LM_STUDIO: LM_STUDIO,
     ServerKind.KOBOLDCPP: KOBOLDCPP,
     ServerKind.LOCALAI: LOCALAI,
+    ServerKind.LITELLM: LITELLM,
     ServerKind.JAN: JAN,
     ServerKind.APPLE_FM: APPLE_FM,
     ServerKind.OPENAI: OPENAI,
@@ -169,9 +175,11 @@ def answers_of(
 
 
 @asynccontextmanager
-async def model_server(routes: Routes, *headers: str) -> AsyncIterator[ScriptedServer]:
+async def model_server(
+    routes: Routes, *headers: str, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[ScriptedServer]:
     """Run one that answers so; whatever it does not have is its `*`, or a 404."""
-    async with scripted_server() as server:
+    async with scripted_server(tls=tls) as server:
         server.models = ()
         server.routes = _Routes({path: answer(*said, *headers) for path, said in routes.items()}, *headers)
         if routes is OLLAMA:

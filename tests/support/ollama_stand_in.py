@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,13 +42,14 @@ class OllamaStandIn(ScriptedServer):
     freed: asyncio.Event = field(default_factory=asyncio.Event)
     pull_steps: list[Callable[[], Any]] = field(default_factory=list)
     _dropped: dict[str, int] = field(default_factory=dict)  # how often it is still listed
+    tls: ssl.SSLContext | None = None
     _server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Listen, on the port of the last time."""
         port = int(self.url.rpartition(":")[2]) if self.url else 0
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self.tls)
+        self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
         """End as a killed process does: every connection is cut, every runner gone."""
@@ -172,9 +174,9 @@ class OllamaStandIn(ScriptedServer):
 
 
 @asynccontextmanager
-async def ollama_stand_in(*chats: Handler) -> AsyncIterator[OllamaStandIn]:
+async def ollama_stand_in(*chats: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[OllamaStandIn]:
     """Run one for the length of the `async with`."""
-    stand_in = OllamaStandIn(chats=list(chats))
+    stand_in = OllamaStandIn(chats=list(chats), tls=tls)
     await stand_in.start()
     try:
         yield stand_in

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -95,11 +96,11 @@ async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 
 @asynccontextmanager
-async def scripted_server(*chats: Handler) -> AsyncIterator[ScriptedServer]:
+async def scripted_server(*chats: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedServer]:
     """Run one for the length of the `async with`."""
     script = ScriptedServer(chats=list(chats))
-    server = await asyncio.start_server(script._serve, "127.0.0.1", 0)
-    script.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(script._serve, "127.0.0.1", 0, ssl=tls)
+    script.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield script
     finally:

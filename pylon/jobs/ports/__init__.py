@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from pylon.jobs.ports.backends import (
     Backend,
+    BackendBusy,
     BackendError,
     BackendHealth,
     BackendRefused,
@@ -59,6 +60,7 @@ Clock = Callable[[], float]
 
 __all__ = [
     "Backend",
+    "BackendBusy",
     "BackendError",
     "BackendHealth",
     "BackendRefused",

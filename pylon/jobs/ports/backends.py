@@ -87,6 +87,14 @@ class BackendUnavailable(BackendError):
     retryable = True
 
 
+class BackendBusy(BackendUnavailable):
+    """It did nothing of the request and wants to be asked again after `retry_after_s` seconds."""
+
+    def __init__(self, sentence: str, retry_after_s: float) -> None:
+        super().__init__(sentence)
+        self.retry_after_s = retry_after_s
+
+
 class BackendRefused(BackendError):
     """The backend understood and refuses this request for good (prompt too long, bad parameter)."""
 
