@@ -155,7 +155,7 @@ class OpenAILink:
         await self._ask("POST", f"{self._root}/models/unload", {"model": model})
 
     async def _ask(self, method: str, url: str, content: object = None) -> bytes:
-        """Return the body of a 200 answer. Raises the error that any other stands for."""
+        """Return the body of a 200 answer. Raises `BackendUnavailable` for any other: it is not about a request."""
         async with self._open().fresh.stream(method, url, json=content) as response:
             if response.status_code == 200:
                 return await read_bounded(response, _MAX_MODELS_BYTES)
@@ -164,7 +164,7 @@ class OpenAILink:
             raise _Locked(str(error))
         if response.status_code == 503 and not isinstance(error, BackendBusy):
             raise Loading(str(error))
-        raise error
+        raise error if isinstance(error, BackendBusy) else BackendUnavailable(str(error))
 
     async def error_of(self, response: httpx.Response) -> BackendError:
         """Return what an answer other than 200 stands for: `BackendBusy` where it says when to come again."""

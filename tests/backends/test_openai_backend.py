@@ -433,6 +433,14 @@ async def test_a_model_that_is_not_listed_is_missing_and_never_asked_for() -> No
         assert server.posts() == []
 
 
+async def test_a_list_that_is_refused_is_no_refusal_of_the_request() -> None:
+    # LiteLLM without a database says so to a wrong key.
+    async with serving(GOOD) as (backend, server):
+        server.routes["/v1/models"] = answer(400, {"error": {"message": "No connected db."}})
+        with pytest.raises(BackendUnavailable, match="No connected db"):
+            await collect(backend)
+
+
 async def test_aliases_are_models_and_a_new_model_is_found_at_once() -> None:
     async with serving(GOOD) as (backend, server):
         await collect(backend)

