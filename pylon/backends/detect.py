@@ -138,7 +138,7 @@ async def _look(client: httpx.AsyncClient, place: Place) -> Finding:
         trust = " with a certificate that is trusted here" if place.url.startswith("https") else ""
         return Finding(Readiness.OTHER, detail=f"takes connections but does not answer HTTP{trust}")
     finding = judge(seen)
-    further = further_asks(finding)
+    further = further_asks(seen, finding)
     if not further:
         return finding
     with anyio.move_on_after(_FURTHER_TIMEOUT_S):

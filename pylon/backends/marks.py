@@ -129,8 +129,8 @@ _LISTS: Final[Mapping[ServerKind, Ask]] = {ServerKind.OLLAMA: OLLAMA_TAGS}  # of
 _NO_KEY: Final = frozenset({401, 403})
 
 
-def further_asks(finding: Finding) -> tuple[Ask, ...]:
-    """Return what else a server of this kind can tell about its models and its state.
+def further_asks(answers: Answers, finding: Finding) -> tuple[Ask, ...]:
+    """Return what else a server of the kind that was found can tell about its models and its state.
 
     LiteLLM is not asked for its health, and nor is one that could be it: that runs a request on each of its models.
     """
@@ -141,7 +141,7 @@ def further_asks(finding: Finding) -> tuple[Ask, ...]:
             return (KOBOLD_CONTEXT,)
         case ServerKind.LITELLM:
             return ()
-        case ServerKind.OPENAI if finding.models:
+        case None | ServerKind.OPENAI if finding.models or not body_of(answers, MODELS):
             return ()
         case _:
             return (HEALTH,)

@@ -29,7 +29,7 @@ from tests.support.model_servers import BY_KIND, Routes, answers_of, listing
 def found(routes: Routes, **headers: str) -> Finding:
     """Return what comes of asking a server everything that it would be asked."""
     answers = answers_of(routes, FIRST_ASKS, headers)
-    return judge(answers | answers_of(routes, further_asks(judge(answers)), headers))
+    return judge(answers | answers_of(routes, further_asks(answers, judge(answers)), headers))
 
 
 @pytest.mark.parametrize("kind", ServerKind)
@@ -70,7 +70,7 @@ def test_what_servers_tell_of_their_models() -> None:
 def test_ollama_is_asked_for_more_of_each_model() -> None:
     answers = answers_of(servers.OLLAMA, FIRST_ASKS)
     first = judge(answers)
-    asks = further_asks(first)
+    asks = further_asks(answers, first)
     assert [orjson.loads(ask.body or b"") for ask in asks] == [{"model": model.name} for model in first.models]
     for ask, shown in zip(asks, servers.OLLAMA_SHOWN.values(), strict=True):
         answers[ask] = Answer(200, {}, json.dumps(shown).encode())
@@ -83,14 +83,18 @@ def test_ollama_is_asked_for_more_of_each_model() -> None:
 def test_only_who_needs_it_is_asked_for_its_health() -> None:
     # LiteLLM's /health runs a request on each of its models.
     assert HEALTH not in FIRST_ASKS
-    asked = {kind for kind in ServerKind if HEALTH in further_asks(judge(answers_of(BY_KIND[kind], FIRST_ASKS)))}
+    first = {kind: answers_of(BY_KIND[kind], FIRST_ASKS) for kind in ServerKind}
+    asked = {kind for kind, answers in first.items() if HEALTH in further_asks(answers, judge(answers))}
     assert {ServerKind.LLAMA_CPP, ServerKind.VLLM, ServerKind.APPLE_FM} <= asked
     assert not {ServerKind.LITELLM, ServerKind.OPENAI, ServerKind.OLLAMA} & asked
+    for late in ({MODELS}, {ROOT}, {MODELS, ROOT}):
+        answers = {ask: said for ask, said in first[ServerKind.LITELLM].items() if ask not in late}
+        assert further_asks(answers, judge(answers)) == (), "it could be LiteLLM"
 
 
 def test_koboldcpp_is_asked_for_its_context() -> None:
     answers = answers_of(servers.KOBOLDCPP, FIRST_ASKS)
-    assert further_asks(judge(answers)) == (KOBOLD_CONTEXT,)
+    assert further_asks(answers, judge(answers)) == (KOBOLD_CONTEXT,)
     answers |= answers_of(servers.KOBOLDCPP, (KOBOLD_CONTEXT,))
     assert judge(answers).models == (DetectedModel("koboldcpp/Qwen3-8B-Q4_K_M", context_tokens=8192),)
     inactive = {**servers.KOBOLDCPP, "/v1/models": (200, listing("koboldcpp/inactive"))}
@@ -208,7 +212,7 @@ def test_lists_are_bounded() -> None:
     many: Routes = {"/v1/models": (200, listing(*map(str, range(5_000))))}
     assert len(found(many).models) == MAX_MODELS
     shown = Finding(Readiness.READY, ServerKind.OLLAMA, models=tuple(DetectedModel(str(at)) for at in range(500)))
-    assert len(further_asks(shown)) == MAX_SHOWN
+    assert len(further_asks({}, shown)) == MAX_SHOWN
     assert found({"/v1/models": (200, listing("x" * 10_000))}).kind is None
 
 
@@ -239,7 +243,7 @@ def test_nothing_raises_on_any_bytes(answers: dict[Ask, Answer]) -> None:
     finding = judge(answers)
     assert (finding.kind is None) == (finding.readiness is Readiness.OTHER)
     assert bool(finding.models) or finding.readiness is not Readiness.READY
-    for ask in further_asks(finding):
+    for ask in further_asks(answers, finding):
         assert ask.body is None or orjson.loads(ask.body)
 
 

@@ -302,7 +302,7 @@ async def test_litellm_is_detected_and_looking_at_it_costs_nothing(
 async def test_a_limit_of_litellm_is_a_failure_that_may_pass(proxy: ModelProgram) -> None:
     # It answers 429, without a word of when to come again.
     async with backend_of(proxy) as backend:
-        with pytest.raises(BackendUnavailable, match="429: .*[Rr]ate limit"):
+        with pytest.raises(BackendUnavailable, match=r"429: .*[Rr]ate limit"):
             for _ in range(3):
                 await collect(backend, ask("seldom", max_tokens=1))
         assert backend.state().health is BackendHealth.READY
