@@ -35,9 +35,10 @@ SAY_EVERY_S: Final = 20.0
 class GoProgram:
     """One program: the package that `go install` builds, the version that the tests know, the oldest Go for it.
 
-    `compilers` must be there too (for cgo), and `environ` is what the build is told beyond our own. `headers` are C
-    headers that its module lacks, by the name it includes them under: the module that has each, and where in it.
-    With `tuned` its C code is compiled for this processor's level, which is then part of the folder's name.
+    `compilers` must be there too (for cgo), and `environ` is what the build is told beyond our own. `sets` are
+    texts for variables of the program, such as the version that a release's own build sets. `headers` are C headers
+    that its module lacks, by the name it includes them under: the module that has each, and where in it. With
+    `tuned` its C code is compiled for this processor's level, which is then part of the folder's name.
     """
 
     name: str
@@ -46,6 +47,7 @@ class GoProgram:
     oldest: tuple[int, int]
     compilers: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
+    sets: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     tuned: bool = False
 
@@ -81,6 +83,7 @@ OLLAMA = GoProgram(
     (1, 24),
     compilers=("gcc", "g++"),
     environ={"CGO_ENABLED": "1"},
+    sets={"github.com/ollama/ollama/version.Version": "0.23.0"},
     headers={
         "nlohmann/json.hpp": (_OLDER_OLLAMA, "llama/llama.cpp/common/json.hpp"),
         "nlohmann/json_fwd.hpp": (_OLDER_OLLAMA, "llama/llama.cpp/common/json.hpp"),
@@ -146,7 +149,11 @@ def build(program: GoProgram) -> None:
     try:
         if program.compilers:
             environ |= _c_flags(program, building, environ)
-        _run(program, ["go", "install", "-v", "-trimpath", f"{program.package}@{program.version}"], environ)
+        values = " ".join(f"-X={name}={value}" for name, value in program.sets.items())
+        linked = ["-ldflags", values] if values else []
+        _run(
+            program, ["go", "install", "-v", "-trimpath", *linked, f"{program.package}@{program.version}"], environ
+        )
         shutil.rmtree(building / "include", ignore_errors=True)
         (file,) = building.iterdir()
         if file.name != program.name:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import httpx
 import pytest
 
 from tests.support.foreign_venvs import LITELLM, LLAMA_SERVER, Foreign, find_python, foreign_python, maker_of
+from tests.support.go_programs import OLLAMA, program_path
 from tests.support.model import model_path
 
 _LITELLM = "from litellm import run_server; run_server()"
@@ -75,7 +77,7 @@ class ModelProgram:
 
     def get(self, path: str) -> httpx.Response:
         """Ask it for something."""
-        verify = str(self.ca_file) if self.ca_file else False
+        verify = ssl.create_default_context(cafile=str(self.ca_file)) if self.ca_file else False
         return httpx.get(self.url + path, headers=self.headers, timeout=10, trust_env=False, verify=verify)
 
     def _answers(self) -> bool:
@@ -143,6 +145,28 @@ def litellm(folder: Path, models: Mapping[str, Mapping[str, object]], api_key: s
         headers={"Authorization": f"Bearer {api_key}"},
         environ={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "NO_PROXY": "*"},
     )
+
+
+def ollama(folder: Path, *, parallel: int = 1) -> ModelProgram:
+    """Return a real Ollama, whose models and home lie in `folder`; it has none until `create` was called."""
+    program, port = program_path(OLLAMA), free_port()
+    home = _made(folder / f"ollama-{port}")
+    environ = {
+        "OLLAMA_HOST": f"127.0.0.1:{port}",
+        "OLLAMA_MODELS": str(home / "models"),
+        "OLLAMA_NUM_PARALLEL": str(parallel),
+        "OLLAMA_DEBUG": "1",
+    }
+    return ModelProgram("Ollama", (str(program), "serve"), home, port, "/api/version", environ)
+
+
+def create(server: ModelProgram, name: str) -> None:
+    """Have a running Ollama make a model of the small model's file, on one thread: more wait for each other."""
+    modelfile = server.folder / "Modelfile"
+    modelfile.write_text(f"FROM {model_path()}\nPARAMETER num_thread 1\n")
+    environ = {"PATH": os.environ["PATH"], "HOME": str(server.folder), **server.environ}
+    command = [server.command[0], "create", name, "-f", str(modelfile)]
+    subprocess.run(command, env=environ, check=True, capture_output=True, timeout=READY_LIMIT_S)
 
 
 def _python_of(foreign: Foreign) -> Path:
