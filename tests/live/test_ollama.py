@@ -17,6 +17,7 @@ from pylon.backends.ollama import OllamaBackend, OllamaConfig
 from pylon.jobs.ports import (
     BackendHealth,
     BackendRefused,
+    BackendState,
     BackendUnavailable,
     Chunk,
     Delta,
@@ -74,6 +75,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelProgram]:
 def in_memory(server: ModelProgram) -> list[dict[str, Any]]:
     models: list[dict[str, Any]] = server.get("/api/ps").json()["models"]
     return models
+
+
+def loaded(state: BackendState) -> bool | None:
+    return next(model.loaded for model in state.models if model.name == NAME)
 
 
 # --- what it is and has -----------------------------------------------------------------------------------------
@@ -170,13 +175,11 @@ async def test_a_prompt_over_the_context_is_refused_and_not_cut(server: ModelPro
 
 async def test_an_answer_that_fills_the_context_ends_as_length(server: ModelProgram) -> None:
     async with backend_of(server, context_tokens=256) as backend:
-        text = "Repeat after me, again and again: " + "one two three four five six seven eight nine ten. " * 5
-        *_, end = await collect(backend, ask(text, max_tokens=2000, temperature=0.0, frequency_penalty=-2.0))
+        request = ask("Tell a very long story about the sea.", max_tokens=2000, temperature=0.0)
+        *_, end = await collect(backend, request)
         assert isinstance(end, Finished)
-        if end.reason is FinishReason.LENGTH:
-            assert end.prompt_tokens + end.output_tokens <= 256 + 1
-        else:
-            assert end.prompt_tokens + end.output_tokens < 256, "it ended by itself"
+        assert end.reason is FinishReason.LENGTH
+        assert 250 <= end.prompt_tokens + end.output_tokens <= 257
 
 
 async def test_a_model_that_it_does_not_have_is_missing_and_never_fetched(server: ModelProgram) -> None:
@@ -194,7 +197,6 @@ async def test_a_download_that_fails_says_why(tmp_path: Path) -> None:
     with running(ollama(tmp_path)) as server:
         async with backend_of(server, models=(nowhere,), pull=True) as backend:
             await backend.check()
-            assert '"/api/pull"' in server.log() or backend.state().health is BackendHealth.LOADING
             with anyio.fail_after(LIMIT_S):
                 while "failed" not in backend.state().detail:  # noqa: ASYNC110 - a download announces its end nowhere
                     await anyio.sleep(0.05)
@@ -228,7 +230,7 @@ async def test_how_long_a_model_stays_loaded(server: ModelProgram, keep_alive_s:
         with anyio.fail_after(LIMIT_S):
             while not stays and in_memory(server):  # noqa: ASYNC110 - it announces nothing
                 await anyio.sleep(0.05)
-        assert [model.loaded for model in (await backend.check()).models] == [stays]
+        assert loaded(await backend.check()) is stays
         years_ahead = int(in_memory(server)[0]["expires_at"][:4]) - time.gmtime().tm_year if stays else 0
         assert (years_ahead > 10) is (keep_alive_s == -1)
 
@@ -236,10 +238,10 @@ async def test_how_long_a_model_stays_loaded(server: ModelProgram, keep_alive_s:
 async def test_unloading_gives_the_memory_back_and_the_next_job_loads_again(server: ModelProgram) -> None:
     async with backend_of(server) as backend:
         await collect(backend, ask(max_tokens=1))
-        assert [model.loaded for model in (await backend.check()).models] == [True]
+        assert loaded(await backend.check())
         await backend.unload()
         assert in_memory(server) == []
-        assert [model.loaded for model in backend.state().models] == [False]
+        assert loaded(backend.state()) is False
         assert not backend.state().memory_bytes
         assert text_of(await collect(backend, ask()))
 
