@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,16 @@ def go(monkeypatch: pytest.MonkeyPatch, folder: Path, *, version: str = "go1.26.
     build = (
         "echo 'cmd/x.go: no such thing' >&2; exit 1" if fails else 'echo "" > "$GOBIN/cmd"; chmod +x "$GOBIN/cmd"'
     )
-    program.write_text(
-        f'#!/bin/sh\nif [ "$1" = version ]; then echo "go version {version} linux/amd64"; exit; fi\n'
-        f'echo "$@" >> {folder}/asked\necho "$GOPATH $GOCACHE $GOTOOLCHAIN" >> {folder}/environ\n{build}\n'
+    lines = (
+        "#!/bin/sh",
+        f'if [ "$1" = version ]; then echo "go version {version} linux/amd64"; exit; fi',
+        f'echo "$@" >> {folder}/asked',
+        f"""if [ "$1" = mod ]; then echo '{{"Dir": "{folder}"}}'; exit; fi""",
+        f'echo "$GOPATH $GOCACHE $GOTOOLCHAIN" >> {folder}/environ',
+        f'echo "$CGO_CFLAGS $CGO_CPPFLAGS" >> {folder}/flags',
+        build,
     )
+    program.write_text("\n".join(lines) + "\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}:{Path(shutil.which('sh') or '/bin/sh').parent}")
     which: Mapping[str, str] = {"go": str(program)}
@@ -54,6 +61,26 @@ def test_a_program_is_built_once_and_named_by_us(
     assert (tmp_path / "bin" / "asked").read_text() == "install -v -trimpath example.org/some/cmd@v1.2.3\n"
     where = cache / "go"
     assert (tmp_path / "bin" / "environ").read_text() == f"{where / 'path'} {where / 'build'} local\n"
+
+
+def test_what_its_c_code_lacks_is_put_where_it_looks(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(monkeypatch, tmp_path / "bin")
+    (tmp_path / "bin" / "x.hpp").write_text("// from elsewhere")
+    headers = {"x/x.hpp": ("example.org/other@v1.0.0", "x.hpp")}
+    sets = {"example.org/some/version": "1.2.3"}
+    monkeypatch.setattr(go_programs, "processor_level", lambda: "fast")
+    wants = replace(THING, compilers=("go",), headers=headers, sets=sets, tuned=True)
+    monkeypatch.setattr(go_programs, "ALL", (wants,))
+    assert go_programs.main() == 0
+    assert program_path(wants) == cache / "go" / "thing-v1.2.3-fast" / "thing"
+    include = cache / "go" / "include" / "thing-v1.2.3-fast"
+    assert (include / "x" / "x.hpp").read_text() == "// from elsewhere"
+    assert (tmp_path / "bin" / "flags").read_text() == f"-O3 -g0 -march=fast -I{include}\n"
+    fetched, built = (tmp_path / "bin" / "asked").read_text().splitlines()
+    assert fetched == "mod download -json example.org/other@v1.0.0"
+    assert built == "install -v -trimpath -ldflags -X=example.org/some/version=1.2.3 example.org/some/cmd@v1.2.3"
 
 
 def test_a_failed_build_leaves_nothing_and_says_why(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
 from pylon.backends.detect import Place, detect
@@ -31,6 +33,7 @@ from pylon.jobs.ports import (
 from pylon.nostr.nip90 import FeedbackStatus
 from tests.support.go_programs import OLLAMA
 from tests.support.model_programs import ModelProgram, create, ollama, running
+from tests.support.ollama_stand_in import ollama_stand_in
 from tests.support.provider import MODEL, market_settings, provider
 from tests.support.relay import relay_process
 from tests.support.shop import shop
@@ -134,6 +137,70 @@ async def test_a_name_without_a_tag_is_the_latest(server: ModelProgram) -> None:
         assert text_of(await collect(backend, ask(model=NAME.upper())))
         await backend.unload()
         assert in_memory(server) == []
+
+
+# --- the stand-in that other tests use instead ------------------------------------------------------------------
+
+
+def shape(value: Any) -> Any:
+    """Return the names in a JSON value, and the type of what each holds."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items() if key not in {"model_info", "tensors"}}
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    return type(value).__name__
+
+
+async def shapes(client: httpx.AsyncClient, name: str) -> list[tuple[str, int, Any]]:
+    """Ask for everything that Pylon asks for, and return what each answer looks like."""
+    message = {"role": "user", "content": "Say hi."}
+    few, small = {"num_predict": 2}, {"num_predict": 2, "num_ctx": 256}
+    uncut = {"truncate": False, "shift": False}
+    chat = {"model": name, "messages": [message], "stream": True, "options": few, **uncut}
+    long = {**chat, "messages": [{"role": "user", "content": "word " * 1000}], "options": small}
+    asked: list[tuple[str, str, Any]] = [
+        ("GET", "/", None),
+        ("GET", "/api/version", None),
+        ("GET", "/api/tags", None),
+        ("GET", "/nothing", None),
+        ("POST", "/api/show", {"model": name.upper()}),
+        ("POST", "/api/show", {"model": "absent:1b"}),
+        ("POST", "/api/chat", chat),
+        ("GET", "/api/ps", None),
+        ("POST", "/api/chat", long),
+        ("POST", "/api/chat", {**chat, "model": "absent:1b"}),
+        ("POST", "/api/generate", {"model": name, "keep_alive": 0, "stream": False}),
+        ("POST", "/api/generate", {"model": "absent:1b", "keep_alive": 0, "stream": False}),
+    ]
+    found = []
+    for method, path, body in asked:
+        answer = await client.request(method, path, json=body, timeout=LIMIT_S)
+        said: Any = answer.text
+        if not answer.text.startswith("{"):
+            pass
+        elif answer.status_code >= 400:
+            said = answer.json()  # word for word
+        elif answer.headers["content-type"].startswith("application/x-ndjson"):
+            parts = [shape(json.loads(line)) for line in answer.text.splitlines()]
+            said = [parts[0], parts[-1]]
+        else:
+            said = shape(answer.json())
+        found.append((f"{method} {path}", answer.status_code, said))
+    return found
+
+
+async def test_the_stand_in_answers_as_the_real_one_does(tmp_path: Path) -> None:
+    with running(ollama(tmp_path)) as real:
+        create(real, NAME)
+        async with ollama_stand_in() as stand_in:
+            stand_in.has = {NAME: TRAINED}
+            stand_in.words = ("a", "b", "c")
+            found = []
+            for url in (real.url, stand_in.url):
+                async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+                    found.append(await shapes(client, NAME))
+    for of_real, of_stand_in in zip(*found, strict=True):
+        assert of_stand_in == of_real
 
 
 # --- answers ----------------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,13 +149,12 @@ def build(program: GoProgram) -> None:
     }
     try:
         if program.compilers:
-            environ |= _c_flags(program, building, environ)
+            environ |= _c_flags(program, place / "include" / program.folder, environ)
         values = " ".join(f"-X={name}={value}" for name, value in program.sets.items())
         linked = ["-ldflags", values] if values else []
         _run(
             program, ["go", "install", "-v", "-trimpath", *linked, f"{program.package}@{program.version}"], environ
         )
-        shutil.rmtree(building / "include", ignore_errors=True)
         (file,) = building.iterdir()
         if file.name != program.name:
             file.rename(building / program.name)
@@ -168,14 +168,16 @@ def build(program: GoProgram) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _c_flags(program: GoProgram, building: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what the C compilers are told; the missing headers are put where they find them."""
-    include = building / "include"
+def _c_flags(program: GoProgram, include: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what the C compilers are told; the missing headers are put into `include`, whose name is part of what
+    Go keeps compiled code under.
+    """
+    include.mkdir(parents=True, exist_ok=True)
     for name, (module, path) in program.headers.items():
         said = subprocess.run(
             ["go", "mod", "download", "-json", module],
             env=environ,
-            cwd=building,
+            cwd=include.parents[1],
             check=True,
             capture_output=True,
             text=True,
@@ -189,22 +191,33 @@ def _c_flags(program: GoProgram, building: Path, environ: Mapping[str, str]) -> 
 
 def _run(program: GoProgram, command: list[str], environ: Mapping[str, str]) -> None:
     """Run a build, telling now and then how far it is: some of its packages take minutes."""
-    start = said_at = time.monotonic()
-    downloaded = compiled = 0
     last: deque[str] = deque(maxlen=15)
-    with subprocess.Popen(
-        command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            last.append(line)
-            downloaded += line.startswith("go: downloading")
-            compiled += not line.startswith(("go: ", "#", " "))
-            now = time.monotonic()
-            if now - said_at >= SAY_EVERY_S:
-                said_at = now
-                done = f"{downloaded} modules fetched, {compiled} packages compiled"
-                print(f"{program.name}: {done}, {now - start:.0f} s", flush=True)
+    counts = Counter[str]()
+    ended = threading.Event()
+
+    def tell() -> None:
+        start = time.monotonic()
+        while not ended.wait(SAY_EVERY_S):
+            done = f"{counts['fetched']} modules fetched, {counts['begun']} packages begun"
+            print(f"{program.name}: {done}, {time.monotonic() - start:.0f} s", flush=True)
+
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        with subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                last.append(line)
+                counts["fetched"] += line.startswith("go: downloading")
+                counts["begun"] += not line.startswith(("go: ", "#", " "))
+    finally:
+        ended.set()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, output="".join(last))
 

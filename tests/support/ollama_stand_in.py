@@ -1,7 +1,7 @@
 """A stand-in for an Ollama server, on loopback. It is not Ollama: it runs no model and speaks its HTTP API alone.
 
-The shapes (paths, fields, NDJSON lines, error sentences) are those of Ollama 0.12's API as the official Python
-client and Ollama's own `api/types.go` have them; what the real server does in time and memory is not shown here.
+The shapes (paths, fields, NDJSON lines, error sentences) are those of the real one, which
+`tests/live/test_ollama.py` compares; what the real server does in time and memory is not shown here.
 
 `/api/chat` answers `words` unless `chats` holds handlers: then each chat is answered by the next of them, the last
 one again and again. `routes` replaces any other path. A chat occupies its runner until it ends or its client goes.
@@ -73,7 +73,7 @@ class OllamaStandIn(ScriptedServer):
     def find(self, name: str) -> str | None:
         """The name under which it has a model: `m` is `m:latest`."""
         full = name if ":" in name else f"{name}:latest"
-        return full if full in self.has else None
+        return next((has for has in self.has if has.casefold() == full.casefold()), None)
 
     def _handler(self, wire: Wire) -> Handler:
         if wire.path in self.routes:
@@ -105,8 +105,11 @@ class OllamaStandIn(ScriptedServer):
             if left <= 0:
                 del self._dropped[name]
                 self.loaded.pop(name, None)
-        sizes = {"size": LOADED_BYTES, "size_vram": LOADED_BYTES // 2}
-        return [{**_described(name), **sizes, "context_length": size} for name, size in self.loaded.items()]
+        more = {"size": LOADED_BYTES, "size_vram": LOADED_BYTES // 2, "expires_at": AT}
+        listed = {name: _described(name) for name in self.loaded}
+        for entry in listed.values():
+            del entry["modified_at"]
+        return [{**listed[name], **more, "context_length": size} for name, size in self.loaded.items()]
 
     async def _generate_none(self, wire: Wire) -> None:
         """Take a request without a prompt: with `keep_alive` 0 it drops the model, and this one knows no other."""
@@ -125,9 +128,9 @@ class OllamaStandIn(ScriptedServer):
             await answer(404, {"error": f"model '{wire.json['model']}' not found"})(wire)
             return
         info = {"general.architecture": "llama", "llama.context_length": self.has[name]}
-        await answer(200, {"modelfile": "", "details": {}, "model_info": info, "capabilities": ["completion"]})(
-            wire
-        )
+        shown = {"modelfile": "", "parameters": "", "template": "", "modified_at": AT, "tensors": []}
+        about = {"details": _described(name)["details"], "model_info": info, "capabilities": ["completion"]}
+        await answer(200, shown | about)(wire)
 
     async def _chat(self, wire: Wire) -> None:
         name = self.find(wire.json["model"])
@@ -144,6 +147,8 @@ class OllamaStandIn(ScriptedServer):
             if name in self.runners:
                 self.runners.remove(name)
             self.freed.set()
+            if wire.json.get("keep_alive") == 0:
+                self.loaded.pop(name, None)
 
     async def _generate(self, wire: Wire) -> None:
         """Answer `words`. A token is a word; a prompt that does not fit is cut, or refused where that is asked."""
@@ -185,7 +190,14 @@ async def ollama_stand_in(*chats: Handler, tls: ssl.SSLContext | None = None) ->
 
 
 def _described(name: str) -> dict[str, Any]:
-    details = {"format": "gguf", "family": "llama", "parameter_size": "134.52M", "quantization_level": "Q4_1"}
+    details = {
+        "parent_model": "",
+        "format": "gguf",
+        "family": "llama",
+        "families": ["llama"],
+        "parameter_size": "134.52M",
+        "quantization_level": "Q4_1",
+    }
     digest = hashlib.sha256(name.encode()).hexdigest()
     return {"name": name, "model": name, "modified_at": AT, "size": 1, "digest": digest, "details": details}
 
@@ -205,7 +217,8 @@ def said(text: str | None, *, model: str = "m", **more: Any) -> dict[str, Any]:
 
 def done(prompt: Any, output: Any, reason: str | None = "stop", *, model: str = "m") -> dict[str, Any]:
     """The end of an answer; what is None is left out, as Ollama leaves out what is zero."""
-    end = {**said("", model=model), "done": True, "total_duration": 5, "load_duration": 1}
+    times = {"total_duration": 5, "load_duration": 1, "prompt_eval_duration": 2, "eval_duration": 2}
+    end = {**said("", model=model), "done": True, **times}
     counts = {"done_reason": reason, "prompt_eval_count": prompt, "eval_count": output}
     return end | {key: value for key, value in counts.items() if value is not None}
 
