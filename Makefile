@@ -42,7 +42,7 @@ test: $(VENV)/.dev $(VENV)/.model ## Everything that must pass: format, lint, ty
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs lnbits
 	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m "not live" --durations=20 $(ARGS)
 
-test-live: $(VENV)/.dev $(VENV)/.model $(VENV)/.fuzz ## The tests against programs that we did not write, from the registries (1 GB, once)
+test-live: $(VENV)/.dev $(VENV)/.model $(VENV)/.fuzz ## The tests against programs that we did not write, from the registries (3 GB, once)
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs
 	@PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.node_programs
 	@PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.go_programs
