@@ -12,7 +12,7 @@ from pylon.settings import Settings
 
 
 def configured_places(settings: Settings) -> list[Place]:
-    """Return where the configured backends are that have a URL, with the keys that they want and whom they trust."""
+    """Return where the configured backends are that have a URL, with their keys and authorities."""
     places: list[Place] = []
     for each in settings.backends:
         url, key, ca_file = (getattr(each, name, None) for name in ("url", "api_key", "ca_file"))

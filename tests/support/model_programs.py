@@ -21,6 +21,7 @@ import pytest
 
 from tests.support.foreign_venvs import LITELLM, LLAMA_SERVER, Foreign, find_python, foreign_python, maker_of
 from tests.support.go_programs import OLLAMA, program_path
+from tests.support.llama_cpp_python import llama_cpp_python
 from tests.support.model import model_path
 
 _LITELLM = "from litellm import run_server; run_server()"
@@ -122,6 +123,20 @@ def llama_server(folder: Path, *arguments: str, api_key: str = "", prefix: str =
         port,
         f"{prefix}/health",
         headers={"Authorization": f"Bearer {api_key}"} if api_key else {},  # below a prefix /health wants it too
+    )
+
+
+def llama_cpp_server(folder: Path, *arguments: str, api_key: str) -> ModelProgram:
+    """Return the server that llama-cpp-python brings along, which is FastAPI's, with the small model."""
+    python, port = llama_cpp_python(), free_port()
+    model = ("--model", str(model_path()), "--model_alias", "smollm2", "--n_threads", "1", "--api_key", api_key)
+    return ModelProgram(
+        "llama_cpp.server",
+        (str(python), "-m", "llama_cpp.server", "--host", "127.0.0.1", "--port", str(port), *model, *arguments),
+        _made(folder / f"llama-cpp-python-{port}"),
+        port,
+        "/v1/models",
+        headers={"Authorization": f"Bearer {api_key}"},
     )
 
 
