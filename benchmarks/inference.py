@@ -9,7 +9,7 @@ the first token. Tokens are counted by one tokenizer, for both sides alike. Traf
 Jobs have different lengths, the same ones on both sides: equal ones march in step, and whether they do decides over
 the time to the first token more than anything that is measured here.
 
-usage: python -m benchmarks.inference [--backend openai|embedded|llama_cpp] [--rounds 4] [--concurrent 1 4 8]
+usage: python -m benchmarks.inference [--backend openai|embedded|llama_cpp|ollama] [--rounds 4] [--concurrent 1 4 8]
        [--tokens 64] [--json FILE]
 """
 
@@ -32,6 +32,7 @@ from pathlib import Path
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
 
+from benchmarks.inference_ollama import ollama_side
 from benchmarks.inference_sides import MODEL, SIDES, TIME_LIMIT_S, Answer, Session, Side
 from benchmarks.processes import relay, running, wait_ready
 from pylon.nostr.event import Event
@@ -188,8 +189,9 @@ async def one_round(name: str, side: Side, url: str, concurrent: int, tokens: in
 
 
 def main() -> None:
+    sides = {**SIDES, "ollama": ollama_side}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", choices=SIDES, default="openai")
+    parser.add_argument("--backend", choices=sides, default="openai")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--concurrent", type=int, nargs="*", help="jobs at once; 1, 4 and 8 where it runs so many")
     parser.add_argument("--tokens", type=int, default=64, help="max_tokens of the jobs, on average")
@@ -199,7 +201,7 @@ def main() -> None:
     report: dict[str, object] = {}
     print(f"{'':8}{'at once':>8}{'tokens/s':>10}{'first token ms':>16}")
     with (
-        SIDES[options.backend]() as side,
+        sides[options.backend]() as side,
         relay(options.port) as url,
         tempfile.TemporaryDirectory(prefix="pylon-bench-") as home,
     ):
