@@ -283,13 +283,14 @@ class Daemon:
                 return
         await tasks.start(parts.runner.run)
         tasks.start_soon(self._publisher.run)
+        await self._subscriptions.open()
+        await parts.engine.resume()
+        # Whoever books money comes after the books are read: what is read would be older than what was booked.
         if self._cashier is not None:
             tasks.start_soon(self._cashier.run)
         tasks.start_soon(self._refunder.run)
         if self._door.zaps is not None:
             tasks.start_soon(self._door.zaps.run)
-        await self._subscriptions.open()
-        await parts.engine.resume()
         # Older requests are refused by their age.
         settings = self._reloader.settings
         oldest = int(self._clock()) - settings.intake.max_age_s - settings.intake.max_future_s

@@ -311,9 +311,9 @@ async def _start(world: World, store: Store, tasks: anyio.abc.TaskGroup, prepare
     if prepare is not None:
         await prepare(engine, runner, intake)
     await tasks.start(runner.run)
+    await engine.resume()
     if cashier is not None:
         tasks.start_soon(cashier.run)
-    await engine.resume()
     intake.remember(await store.write(lambda tx: tx.accepted_since(0)))
     tasks.start_soon(engine.run)
     return House(world, store, engine, runner, cashier, intake, recorder)
