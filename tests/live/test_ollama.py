@@ -154,7 +154,7 @@ def shape(value: Any) -> Any:
 async def shapes(client: httpx.AsyncClient, name: str) -> list[tuple[str, int, Any]]:
     """Ask for everything that Pylon asks for, and return what each answer looks like."""
     message = {"role": "user", "content": "Say hi."}
-    few, small = {"num_predict": 2}, {"num_predict": 2, "num_ctx": 256}
+    few, small = {"num_predict": 2, "temperature": 0}, {"num_predict": 2, "num_ctx": 256}
     uncut = {"truncate": False, "shift": False}
     chat = {"model": name, "messages": [message], "stream": True, "options": few, **uncut}
     long = {**chat, "messages": [{"role": "user", "content": "word " * 1000}], "options": small}
