@@ -48,7 +48,8 @@ LIMIT_S = 180.0
 def ask(
     text: str = "Name three colours.", max_tokens: int = 12, model: str = NAME, **more: Any
 ) -> GenerationRequest:
-    return GenerationRequest(model, (Message("user", text),), max_tokens=max_tokens, **more)
+    """Return a request that is answered the same way each time: by luck, an answer may also be empty."""
+    return GenerationRequest(model, (Message("user", text),), max_tokens, **{"temperature": 0.0, **more})
 
 
 def text_of(chunks: list[Chunk]) -> str:
