@@ -26,6 +26,9 @@ INSTALL = $(PIP) install --no-compile --only-binary :all: --no-binary $(PURE_SOU
 WITH_CACHE = if mkdir -p "$(PYLON_CACHE)/pip" 2>/dev/null && [ -w "$(PYLON_CACHE)/pip" ]; \
 	then export PIP_CACHE_DIR="$(PYLON_CACHE)/pip"; else export PIP_NO_CACHE_DIR=1; fi
 
+# Two at a time, each file whole: most tests wait. Those that compare times are marked and run alone, afterwards.
+TWO = -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: help demo test test-live fuzz lint format bench clean
 
 help: ## Show this list
@@ -40,7 +43,8 @@ test: $(VENV)/.dev $(VENV)/.model ## Everything that must pass: format, lint, ty
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs lnbits
-	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m "not live" --durations=20 $(ARGS)
+	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m "not live and not alone" $(TWO) --durations=20 $(ARGS)
+	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m "alone and not live" $(ARGS)
 
 test-live: $(VENV)/.dev $(VENV)/.model $(VENV)/.fuzz ## The tests against programs that we did not write, from the registries (3 GB, once)
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs

@@ -200,12 +200,12 @@ def test_libraries_go_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
     logging.getLogger().addHandler(logging.StreamHandler())
     configure(stream=out)
     configure(stream=out)  # twice must not double the lines
-    logging.getLogger("uvicorn.error").warning("Invalid HTTP \x1b[31mrequest")
+    logging.getLogger("some.server").warning("Invalid HTTP \x1b[31mrequest")
     logging.getLogger("httpx").info("HTTP Request: …")
     logging.getLogger("broken").warning("%d", "not a number")
     warnings.warn("old API", stacklevel=1)
     events = lines(out)
-    assert [line["logger"] for line in events] == ["uvicorn.error", "broken", "py.warnings"]
+    assert [line["logger"] for line in events] == ["some.server", "broken", "py.warnings"]
     assert events[0]["event"] == "Invalid HTTP \\x1b[31mrequest"
     assert events[1]["event"] == "a log record could not be formatted: TypeError"
 

@@ -23,7 +23,7 @@ from tests.support.relay import relay_process
 from tests.support.scripted_relay import Peer, scripted_relay, silent
 from tests.support.shop import Shop, shop
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 PROVIDER = SecretKey.generate()
 WARM_UP = 20

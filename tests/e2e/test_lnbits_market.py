@@ -54,6 +54,7 @@ async def earned(daemon: Provider, lnbits: Lnbits, account: Account) -> int:
     return held_msats
 
 
+@pytest.mark.alone
 async def test_work_begins_when_lnbits_pushes_the_payment(tmp_path: Path, lnbits: Lnbits) -> None:
     account = lnbits.account()
     async with lnbits_market(tmp_path, lnbits, account) as (daemon, customer):

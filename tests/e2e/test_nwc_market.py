@@ -62,6 +62,7 @@ def wallet_line(status: DaemonStatus) -> str:
     return status.wallet.detail
 
 
+@pytest.mark.alone
 async def test_prepaid_jobs_begin_when_the_wallet_pushes_their_payment(tmp_path: Path) -> None:
     async with nwc_market(tmp_path) as (daemon, service, customer):
         status = await daemon.status()

@@ -243,6 +243,7 @@ def test_spliced_fields_never_pass_for_the_payees(cut: int, extra: list[int]) ->
     assert facts.payee != PAYEE
 
 
+@pytest.mark.alone
 def test_length_is_bounded_before_anything_is_decoded() -> None:
     started = time.perf_counter()
     with pytest.raises(BadInvoice, match="longer"):

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import anyio
+import pytest
 
 from pylon.net.dialer import Dialer, DialPolicy
 from pylon.nostr.event import Draft, Event
@@ -162,6 +163,7 @@ async def test_a_guest_that_floods_is_dropped() -> None:
         assert run.heard.events == []
 
 
+@pytest.mark.alone
 async def test_a_guest_that_never_answers_delays_nobody() -> None:
     async with scripted_relay() as ours, running_pool(ours.url, connect_timeout_s=0.3, **OPEN) as run:
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)

@@ -57,6 +57,7 @@ async def test_auth_whenever_the_relay_demands_it(nip42: Nip42) -> None:
         assert run.state.refused == 0
 
 
+@pytest.mark.alone
 async def test_a_quiet_connection_answers_without_nagle() -> None:
     async with local_relay() as url, running_pool(url) as run:
         await run.pool.wait_connected()

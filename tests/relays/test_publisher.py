@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import pytest
+
 from pylon.nostr.event import Draft, Event
 from pylon.nostr.keys import SecretKey
 from pylon.relays.answers import Answer, Verdict
@@ -287,6 +289,7 @@ def test_live_events_go_once_to_whoever_is_there() -> None:
     assert bench.publisher.states() == PublisherState(unconfirmed=0, lingering=0, live_sent=1, live_dropped=2)
 
 
+@pytest.mark.alone
 def test_ten_thousand_deliveries_while_every_relay_is_away() -> None:
     a, b = FakeRelay(connected=False), FakeRelay(connected=False)
     bench = Bench(FakePool(a=a, b=b))

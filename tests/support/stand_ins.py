@@ -274,6 +274,7 @@ class Ambiguous:
         self.times = times
 
 
+@dataclass(frozen=True)
 class Refusal:
     """The wallet says no."""
 
