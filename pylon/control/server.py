@@ -33,12 +33,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pylon.control.asked import asked_for_s, asked_job_id, asked_number, asked_text, asked_why, asked_word
 from pylon.control.codec import dump_json
+from pylon.control.protocol import ControlViews
 from pylon.control.views import (
     API_VERSION,
     MAX_DESTINATION,
     MAX_JOBS,
     MAX_REASON,
-    ControlViews,
     EarningsBy,
     JobsQuery,
     ViewError,
