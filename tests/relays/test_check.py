@@ -52,6 +52,22 @@ async def serve(peer: Peer) -> None:
 # --- what works ---------------------------------------------------------------------------------------------------
 
 
+async def test_a_relay_that_hands_the_event_on_and_says_no_ok() -> None:
+    """As nostr-rs-relay 0.8 does with events that it does not keep."""
+
+    async def script(peer: Peer) -> None:
+        _, name, _ = await peer.get()
+        await peer.send("EOSE", name)
+        _, event = await peer.get()
+        await peer.send("EVENT", name, event)
+        await silent(peer)
+
+    async with scripted_relay(script) as relay:
+        (check,) = await checked(relay.url)
+    assert check.faults == ()
+    assert check.round_trip_ms is not None
+
+
 @pytest.mark.parametrize("nip42", [None, "read", "write", "both"])
 async def test_the_real_relay_serves_us_with_and_without_auth(nip42: Nip42 | None) -> None:
     async with local_relay(nip42=nip42) as url:
