@@ -50,6 +50,7 @@ test-live: $(VENV)/.dev $(VENV)/.model $(VENV)/.fuzz ## The tests against progra
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.foreign_venvs
 	@PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.node_programs
 	@PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.go_programs
+	@PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.rust_programs
 	@$(WITH_CACHE); PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m tests.support.llama_cpp_python
 	@$(VENV)/bin/python -m tests.support.debian
 	PYLON_CACHE="$(PYLON_CACHE)" $(VENV)/bin/python -m pytest -m live $(ARGS)

@@ -1,6 +1,7 @@
 """Customers made of `nostr-tools` and of NDK, which most clients are built on.
 
-They buy a job from the daemon, pay its invoice through LNbits and check the result.
+They buy a job from the daemon, pay its invoice through LNbits and check the result, over a relay of ours and over
+`nostr-rs-relay`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pylon.nostr.bolt11 import read_invoice
 from pylon.nostr.event import parse_event, verify
 from tests.support.lnbits import NETWORK, Account, Lnbits
 from tests.support.node_programs import NodeProgram
+from tests.support.nostr_rs_relay import nostr_rs_relay
 from tests.support.provider import Provider, market_settings, provider
 from tests.support.relay import relay_process
 
@@ -28,9 +30,9 @@ PURSE_SATS = 1_000
 BID_MSATS = 50_000
 
 
-@pytest.fixture
-def relay_url() -> Iterator[str]:
-    with relay_process() as relay:
+@pytest.fixture(params=["local", "nostr-rs-relay"])
+def relay_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with relay_process() if request.param == "local" else nostr_rs_relay(tmp_path) as relay:
         yield relay.url
 
 
