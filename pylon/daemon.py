@@ -291,17 +291,7 @@ class Daemon:
         tasks.start_soon(self._refunder.run)
         if self._door.zaps is not None:
             tasks.start_soon(self._door.zaps.run)
-        # Older requests are refused by their age.
-        settings = self._reloader.settings
-        oldest = int(self._clock()) - settings.intake.max_age_s - settings.intake.max_future_s
-        parts.intake.remember(await self._store.write(lambda tx: tx.accepted_since(oldest)))
-        if self._allowance is not None:
-            since = int(self._clock()) - WINDOW_S
-            self._allowance.load(await self._store.write(lambda tx: free_jobs(tx, since)))
-        if parts.wallet is not None:
-            # Requests come with the first frame, and are refused while the wallet has not answered yet.
-            with anyio.move_on_after(_FIRST_ANSWER_S):
-                await parts.wallet.check()
+        await self._look_back()
         await self._benches.look()  # what the first customer is told of the time
         tasks.start_soon(self._benches.run)
         self._door.intake = parts.intake
@@ -317,7 +307,7 @@ class Daemon:
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLD)
         npub, mode = encode_npub(parts.pubkey), parts.payment_mode.value
-        log.info("pylon is running", name=settings.name, npub=npub, payment=mode)
+        log.info("pylon is running", name=self._reloader.settings.name, npub=npub, payment=mode)
         self._reloader.shut = None
         await self._notifier.ready(RUNNING)
         tasks.start_soon(feed, self._notifier, lambda: self._store.write(lambda tx: None))
@@ -371,6 +361,23 @@ class Daemon:
             await self._reloader.reload()
         except ViewError as error:
             log.warning("the settings are not read again now", reason=str(error))
+
+    async def _look_back(self) -> None:
+        """Learn what was before this start: requests taken, work given away, what was paid meanwhile."""
+        # Older requests are refused by their age.
+        settings, parts = self._reloader.settings, self.parts
+        oldest = int(self._clock()) - settings.intake.max_age_s - settings.intake.max_future_s
+        parts.intake.remember(await self._store.write(lambda tx: tx.accepted_since(oldest)))
+        if self._allowance is not None:
+            since = int(self._clock()) - WINDOW_S
+            self._allowance.load(await self._store.write(lambda tx: free_jobs(tx, since)))
+        if parts.wallet is not None:
+            # Requests come with the first frame, and are refused while the wallet has not answered yet, or what
+            # their customer paid meanwhile is not known.
+            with anyio.move_on_after(_FIRST_ANSWER_S):
+                await parts.wallet.check()
+                if self._cashier is not None:
+                    await self._cashier.caught_up.wait()
 
     async def _wind_down(self) -> None:
         """Take no more jobs, let what runs finish, have stored events confirmed; each within its time."""

@@ -123,6 +123,7 @@ class Cashier:
         self._something_to_make = anyio.Event()
         self._watched: dict[str, Watch] = {}
         self._checked_until = 0.0
+        self.caught_up = anyio.Event()  # what was paid while nobody listened is booked
         self._settled: OrderedDict[str, None] = OrderedDict()  # the last ones that are booked, or not ours
         self.counters: Counter[str] = Counter()
 
@@ -337,6 +338,7 @@ class Cashier:
             pause_s = self._config.retry_max_s
             if await self._read_list(since):
                 self._checked_until, looks, pause_s = now, looks + 1, self._config.catch_up_s
+                self.caught_up.set()
             await anyio.sleep(pause_s * (0.5 + self._rng.random()))
 
     async def _read_list(self, since: int) -> bool:
