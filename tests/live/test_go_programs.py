@@ -38,6 +38,7 @@ def go(monkeypatch: pytest.MonkeyPatch, folder: Path, *, version: str = "go1.26.
         f'echo "$@" >> {folder}/asked',
         f"""if [ "$1" = mod ]; then echo '{{"Dir": "{folder}"}}'; exit; fi""",
         f'echo "$GOPATH $GOCACHE $GOTOOLCHAIN" >> {folder}/environ',
+        f"pwd > {folder}/where",
         f'echo "$CGO_CFLAGS $CGO_CPPFLAGS" >> {folder}/flags',
         build,
     )
@@ -81,6 +82,26 @@ def test_what_its_c_code_lacks_is_put_where_it_looks(
     fetched, built = (tmp_path / "bin" / "asked").read_text().splitlines()
     assert fetched == "mod download -json example.org/other@v1.0.0"
     assert built == "install -v -trimpath -ldflags -X=example.org/some/version=1.2.3 example.org/some/cmd@v1.2.3"
+
+
+def test_a_program_of_our_own_is_built_where_it_lies_and_anew_when_it_changes(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(monkeypatch, tmp_path / "bin")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "main.go").write_text("package main")
+    own = replace(THING, source=source)
+    monkeypatch.setattr(go_programs, "ALL", (own,))
+    assert go_programs.main() == 0
+    first = program_path(own)
+    assert first.is_relative_to(cache / "go")
+    assert (tmp_path / "bin" / "asked").read_text() == "install -v -trimpath -buildvcs=false .\n"
+    assert (tmp_path / "bin" / "where").read_text() == f"{source}\n"
+    (source / "main.go").write_text("package main // changed")
+    assert find_program(own) is None
+    assert go_programs.main() == 0
+    assert program_path(own) != first
 
 
 def test_a_failed_build_leaves_nothing_and_says_why(

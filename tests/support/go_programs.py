@@ -1,4 +1,4 @@
-"""The programs in Go that we did not write and test against, each built from the Go module proxy.
+"""The programs in Go that we test against, each built from the Go module proxy, or by us on a library from there.
 
     PYLON_CACHE=~/.cache/pylon-tests python -m tests.support.go_programs [NAME...]
 
@@ -10,6 +10,7 @@ skipped and say so; with PYLON_REQUIRE_LIVE=1 both are failures.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -39,7 +40,9 @@ class GoProgram:
     `compilers` must be there too (for cgo), and `environ` is what the build is told beyond our own. `sets` are
     texts for variables of the program, such as the version that a release's own build sets. `headers` are C headers
     that its module lacks, by the name it includes them under: the module that has each, and where in it. With
-    `tuned` its C code is compiled for this processor's level, which is then part of the folder's name.
+    `tuned` its C code is compiled for this processor's level, which is then part of the folder's name. `source` is
+    the folder of a program of our own: `package` and `version` are then the library that it is made of, which its
+    own `go.mod` names, and what is in that folder is part of the built one's name.
     """
 
     name: str
@@ -51,17 +54,25 @@ class GoProgram:
     sets: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     tuned: bool = False
+    source: Path | None = None
 
     @property
     def folder(self) -> str:
         level = processor_level() if self.tuned else ""
-        return "-".join(part for part in (self.name, self.version, level) if part)
+        made_of = "" if self.source is None else digest(self.source)
+        return "-".join(part for part in (self.name, self.version, level, made_of) if part)
 
     @property
     def needs(self) -> str:
         """What must be installed to build it, in a few words."""
         more = "".join(f", {each}" for each in self.compilers)
         return f"Go {self.oldest[0]}.{self.oldest[1]} or newer{more}"
+
+
+def digest(source: Path) -> str:
+    """Return a short text that another content of a folder of sources would not have."""
+    each = [hashlib.sha256(path.name.encode() + b"\0" + path.read_bytes()) for path in sorted(source.iterdir())]
+    return hashlib.sha256(b"".join(one.digest() for one in each)).hexdigest()[:12]
 
 
 def processor_level() -> str:
@@ -93,7 +104,15 @@ OLLAMA = GoProgram(
     },
     tuned=True,  # for the oldest processors it is several times slower
 )
-ALL = (OLLAMA,)
+# Of nak's library: nak itself the proxy refuses (403).
+CUSTOMER = GoProgram(
+    "customer",
+    "github.com/nbd-wtf/go-nostr",
+    "v0.38.2",
+    (1, 23),
+    source=Path(__file__).parents[1] / "live" / "go",
+)
+ALL = (CUSTOMER, OLLAMA)
 KNOWN: Final[Mapping[str, GoProgram]] = {each.name: each for each in ALL}
 
 
@@ -152,9 +171,11 @@ def build(program: GoProgram) -> None:
             environ |= _c_flags(program, place / "include" / program.folder, environ)
         values = " ".join(f"-X={name}={value}" for name, value in program.sets.items())
         linked = ["-ldflags", values] if values else []
-        _run(
-            program, ["go", "install", "-v", "-trimpath", *linked, f"{program.package}@{program.version}"], environ
-        )
+        # Our own source lies in a checkout, of which Go may not ask git, and which a workspace may be around.
+        what = [f"{program.package}@{program.version}"] if program.source is None else ["-buildvcs=false", "."]
+        if program.source is not None:
+            environ["GOWORK"] = "off"
+        _run(program, ["go", "install", "-v", "-trimpath", *linked, *what], environ)
         (file,) = building.iterdir()
         if file.name != program.name:
             file.rename(building / program.name)
@@ -205,6 +226,7 @@ def _run(program: GoProgram, command: list[str], environ: Mapping[str, str]) -> 
     try:
         with subprocess.Popen(
             command,
+            cwd=program.source,
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -234,7 +256,8 @@ def main(names: Sequence[str] = ()) -> int:
                 return 1
             print(f"make: the tests of {program.name} will be skipped", file=sys.stderr)
             continue
-        print(f"Building {program.name} {program.version} for the tests (minutes, once)", flush=True)
+        takes = "minutes" if program.source is None else "seconds"
+        print(f"Building {program.name} {program.version} for the tests ({takes}, once)", flush=True)
         start = time.monotonic()
         try:
             build(program)
