@@ -40,6 +40,11 @@ class Foreign:
     environ: tuple[str, ...] = ()
 
     @property
+    def environment(self) -> dict[str, str]:
+        """The environment that it is imported in."""
+        return {**os.environ, **dict(each.split("=", 1) for each in self.environ)}
+
+    @property
     def folder(self) -> str:
         return f"{self.name}-{self.version}"
 
@@ -107,7 +112,7 @@ def is_whole(python: Path, foreign: Foreign) -> bool:
     """Tell whether an environment still runs and has the program; another Python may have taken its own's place."""
     look = f"import importlib.util as u, sys; sys.exit(u.find_spec({foreign.module!r}) is None)"
     try:
-        subprocess.run([python, "-c", look], check=True, stdin=subprocess.DEVNULL)
+        subprocess.run([python, "-c", look], check=True, stdin=subprocess.DEVNULL, env=foreign.environment)
     except (subprocess.CalledProcessError, OSError):
         return False
     return True
@@ -143,8 +148,8 @@ def make(foreign: Foreign, links: Path | None = None) -> None:
         found = [] if links is None else ["--find-links", str(links)]
         subprocess.run([str(python), *install, *wanted, *built, *found], check=True)
         # Elsewhere: LNbits makes its data folder where it is imported.
-        environ = {**os.environ, **dict(each.split("=", 1) for each in foreign.environ)}
-        subprocess.run([python, "-c", f"import {foreign.module}"], check=True, cwd=building, env=environ)
+        command = [str(python), "-c", f"import {foreign.module}"]
+        subprocess.run(command, check=True, cwd=building, env=foreign.environment)
         target = place / foreign.folder
         if target.exists() and not is_whole(target / "bin" / "python", foreign):
             shutil.rmtree(target)
