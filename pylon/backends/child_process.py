@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 from typing import Final
 
 import anyio
 import anyio.abc
+
+from pylon.backends.child_log import open_log
 
 _END_S: Final = 3.0
 
@@ -32,6 +36,30 @@ def child_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("PYLON_") and name != "CREDENTIALS_DIRECTORY"
     }
+
+
+async def open_child(python: str, program: str, log_path: Path, *, called: str) -> anyio.abc.Process:
+    """Start a program of ours that is spoken to by its pipes and writes its errors to a log.
+
+    Raises `ChildFault`, with the name that the operator knows it by where it cannot be started.
+    """
+    try:
+        log = open_log(log_path)
+    except OSError as error:
+        raise ChildFault(f"the log {log_path} cannot be written: {error.strerror}") from error
+    with log, anyio.CancelScope(shield=True):  # a cancelled start must not leave a child behind
+        try:
+            process = await anyio.open_process(
+                [python, "-P", program],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=child_environment(),
+                start_new_session=True,  # a Ctrl-C is for the daemon, which then ends the child itself
+            )
+        except OSError as error:
+            raise ChildFault(f"{called} cannot be started: {error.strerror}") from error
+    return process
 
 
 async def end_process(process: anyio.abc.Process) -> None:

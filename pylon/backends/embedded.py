@@ -12,7 +12,6 @@ import importlib.util
 import os
 import random
 import secrets
-import subprocess
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -26,13 +25,13 @@ import anyio.to_thread
 import orjson
 
 from pylon.backends import llama_child
-from pylon.backends.child_log import bound_log, open_log
+from pylon.backends.child_log import bound_log
 from pylon.backends.child_process import (
     ChildFault,
-    child_environment,
     default_threads,
     end_process,
     ending,
+    open_child,
     signal_process,
 )
 from pylon.backends.memory import resident_bytes
@@ -266,23 +265,9 @@ class EmbeddedBackend:
             raise ChildFault(f"gguf not found: {self._config.gguf}")
 
     async def _spawn(self) -> anyio.abc.Process:
-        try:
-            log = open_log(self._config.log_path)
-        except OSError as error:
-            raise ChildFault(f"the log {self._config.log_path} cannot be written: {error.strerror}") from error
-        with log, anyio.CancelScope(shield=True):  # a cancelled start must not leave a child behind
-            try:
-                process = await anyio.open_process(
-                    [sys.executable, "-P", llama_child.__file__],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=child_environment(),
-                    start_new_session=True,  # a Ctrl-C is for the daemon, which then ends the child itself
-                )
-            except OSError as error:
-                raise ChildFault(f"the model server cannot be started: {error.strerror}") from error
-        return process
+        return await open_child(
+            sys.executable, llama_child.__file__, self._config.log_path, called="the model server"
+        )
 
     async def _start_serving(self, process: anyio.abc.Process, api_key: str) -> str:
         """Give the child its settings and return its url once the model is loaded."""

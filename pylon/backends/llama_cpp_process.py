@@ -19,8 +19,14 @@ import anyio.abc
 import orjson
 
 from pylon.backends import llama_cpp_child
-from pylon.backends.child_log import open_log
-from pylon.backends.child_process import ChildFault, child_environment, end_process, ending, signal_process
+from pylon.backends.child_process import (
+    ChildFault,
+    child_environment,
+    end_process,
+    ending,
+    open_child,
+    signal_process,
+)
 from pylon.jobs.ports import (
     BackendRefused,
     BackendUnavailable,
@@ -199,23 +205,7 @@ class ModelProcess:
 
     async def _spawn(self) -> anyio.abc.Process:
         config = self._config
-        try:
-            log = open_log(config.log_path)
-        except OSError as error:
-            raise ChildFault(f"the log {config.log_path} cannot be written: {error.strerror}") from error
-        with log, anyio.CancelScope(shield=True):  # a cancelled start must not leave a child behind
-            try:
-                process = await anyio.open_process(
-                    [str(config.python), "-P", str(config.program)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=child_environment(),
-                    start_new_session=True,  # a Ctrl-C is for the daemon, which then ends the child itself
-                )
-            except OSError as error:
-                raise ChildFault(f"{config.python} cannot be started: {error.strerror}") from error
-        return process
+        return await open_child(str(config.python), str(config.program), config.log_path, called=str(config.python))
 
     async def _send(self, message: dict[str, Any]) -> None:
         assert self._process is not None
